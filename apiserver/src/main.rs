@@ -1,0 +1,2 @@
+//! placeholder header, replaced by the crate owner.
+fn main() {}

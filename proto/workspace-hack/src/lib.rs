@@ -1,0 +1,1 @@
+//! Holds no code: its manifest gives every dependency one feature set (cargo-hakari).
