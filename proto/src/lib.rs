@@ -1,1 +1,22 @@
-//! placeholder header, replaced by the crate owner.
+//! Wire types: the etcd v3 protocol, what store members say to each other, and the CRI.
+//!
+//! Only what the `.proto` files below `proto/` generate: messages, tonic clients and servers. No behaviour belongs here.
+
+/// The etcd v3 protocol (field numbers of v3.5).
+#[allow(clippy::all, reason = "generated code")]
+pub mod etcd {
+    /// Keys, values and events.
+    pub mod mvccpb {
+        tonic::include_proto!("mvccpb");
+    }
+    /// The services KV, Watch, Lease, Cluster and Maintenance.
+    pub mod etcdserverpb {
+        tonic::include_proto!("etcdserverpb");
+    }
+}
+
+/// What the members of a store say to each other.
+#[allow(clippy::all, reason = "generated code")]
+pub mod peer {
+    tonic::include_proto!("keelson.peer");
+}
