@@ -1,0 +1,89 @@
+//! Admission: changes and refusals of writes that need to know the requester or other objects.
+//!
+//! One trait, one file per plugin. All plugins mutate, then all validate, in upstream's order.
+
+use futures::future::BoxFuture;
+use serde_json::Value;
+
+use crate::status::Status;
+use crate::user::UserInfo;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+impl Operation {
+    /// As admission reviews spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// A write on its way to storage.
+#[derive(Debug)]
+pub struct AdmissionRequest<'a> {
+    pub user: &'a UserInfo,
+    pub operation: Operation,
+    pub group: &'a str,
+    pub version: &'a str,
+    pub kind: &'a str,
+    pub resource: &'a str,
+    pub subresource: &'a str,
+    /// Empty for cluster-scoped objects. For a Namespace itself: its own name.
+    pub namespace: &'a str,
+    /// Empty on create with generateName.
+    pub name: &'a str,
+    /// The object as it would be stored (create, update) or the body (subresources, connect);
+    /// None on delete.
+    pub object: Option<&'a mut Value>,
+    /// The stored object (update, delete).
+    pub old_object: Option<&'a Value>,
+    pub dry_run: bool,
+    /// Create-, Update-, Patch- or DeleteOptions; `Value::Null` when there are none.
+    pub options: &'a Value,
+    /// For the `Warning` headers of the response.
+    pub warnings: Vec<String>,
+    /// For the audit event.
+    pub annotations: Vec<(String, String)>,
+}
+
+impl AdmissionRequest<'_> {
+    #[must_use]
+    pub fn is(&self, group: &str, resource: &str) -> bool {
+        self.group == group && self.resource == resource
+    }
+
+    /// `<resource> "<name>" is forbidden: <error>` about this request's object.
+    #[must_use]
+    pub fn forbidden(&self, error: impl std::fmt::Display) -> Status {
+        let name = if self.name.is_empty() { "Unknown" } else { self.name };
+        Status::forbidden(self.group, self.resource, name, error)
+    }
+}
+
+pub type Admitted<'a> = BoxFuture<'a, Result<(), Status>>;
+
+pub trait Admission: Send + Sync {
+    /// As `--enable-admission-plugins` names it.
+    fn name(&self) -> &'static str;
+
+    fn handles(&self, operation: Operation) -> bool;
+
+    fn mutate<'a>(&'a self, _request: &'a mut AdmissionRequest<'_>) -> Admitted<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn validate<'a>(&'a self, _request: &'a AdmissionRequest<'_>) -> Admitted<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
