@@ -20,3 +20,9 @@ pub mod etcd {
 pub mod peer {
     tonic::include_proto!("keelson.peer");
 }
+
+/// The Container Runtime Interface, v1: `RuntimeService` and `ImageService`.
+#[allow(clippy::all, reason = "generated code")]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
