@@ -1,0 +1,64 @@
+# The one entry. `make up` gives a running cluster, `make test` runs everything that CI runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+KEELSON_ROOT ?= /var/lib/keelson
+TARGET_DIR   ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+RELEASE      := $(TARGET_DIR)/release
+export KEELSON_ROOT
+
+DAEMONS := kube-store kube-apiserver kube-scheduler kube-controller-manager kubelet kube-proxy \
+           keelson-dns keelson-network keelson-local kubeadm
+
+.PHONY: help up down demo-image build packages test-packages check fmt clippy unit e2e test bench fix
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+packages: ## Install what running a cluster needs from Debian
+	@deploy/local/packages.sh run
+
+test-packages: packages
+	@deploy/local/packages.sh test
+
+build: ## Build every daemon in release mode
+	cargo build --release $(addprefix -p ,$(DAEMONS))
+	cargo rustc --release -p pause -- -C target-feature=+crt-static
+
+up: packages build ## Start a cluster (KEELSON_ROOT=/some/dir for one of its own network)
+	@$(RELEASE)/keelson-local up
+
+down: ## Stop the cluster (PURGE=1 removes its data)
+	@if [ -x $(RELEASE)/keelson-local ]; then $(RELEASE)/keelson-local down $(if $(PURGE),--purge); \
+	 else echo "nothing was built, so nothing runs"; fi
+
+demo-image: ## Load localhost/busybox:latest into the cluster's runtime
+	@deploy/local/packages.sh demo
+	@$(RELEASE)/keelson-local demo-image
+
+fmt:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+check: fmt clippy ## Formatting and lints
+
+unit: ## Unit and integration tests of every crate
+	cargo nextest run --workspace --exclude e2e
+
+e2e: test-packages ## End-to-end tests against real daemons and containers
+	cargo build $(addprefix -p ,$(DAEMONS))
+	cargo rustc -p pause -- -C target-feature=+crt-static
+	cargo nextest run -p e2e
+
+test: test-packages check unit e2e ## Everything that CI runs
+
+bench: packages build ## Measure against the peers on this machine
+	cargo run --release -p e2e --bin bench
+
+fix: ## Format and apply the lints' suggestions
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged

@@ -1,0 +1,2 @@
+//! keelson-network
+fn main() {}

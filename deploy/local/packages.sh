@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs what is missing from Debian's packages: `run` for a cluster, `demo` for the demo image,
+# `test` for the tests. A package that is there already is left alone.
+set -euo pipefail
+
+case "${1:?run, demo or test}" in
+  run) wanted=(containerd runc containernetworking-plugins nftables iproute2 conntrack curl gcc libc6-dev)
+       command -v kubectl >/dev/null || wanted+=(kubernetes-client) ;;
+  demo) wanted=(busybox-static) ;;
+  test) wanted=(busybox-static etcd-server etcd-client prometheus procps) ;;
+  *) echo "packages.sh: run, demo or test" >&2; exit 2 ;;
+esac
+
+missing=()
+for package in "${wanted[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+  echo "packages.sh: run as root, or install: ${missing[*]}" >&2
+  exit 1
+fi
+echo "installing ${missing[*]}"
+# Daemons of these packages are not to be started by their installation: Keelson runs its own.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' > "$policy"
+  chmod +x "$policy"
+  trap 'rm -f "$policy"' EXIT
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,0 +1,387 @@
+//! Starting a cluster step by step, each step waited for and told, and taking it away again.
+//!
+//! Invariant: every step is safe to repeat; a second `up` finds what runs and leaves it alone.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kubeadm::certs::{self, Authorities, CertError, ClusterNames, Subject};
+use kubeadm::kubeconfig::{self, Kubeconfig};
+
+use crate::command::{self, CommandError};
+use crate::daemons::{self, DNS_DOMAIN, DNS_SERVICE, KUBERNETES_SERVICE, Settings};
+use crate::host::{self, Host, Network};
+use crate::images::{self, ImageError};
+use crate::layout::{HostLayout, Layout};
+use crate::sandboxes::{self, SandboxError};
+use crate::supervisor::{self, Process, SupervisorError};
+
+/// How long a step may take before `up` gives up on it.
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Why a cluster could not be started or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("cannot use {path}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("cannot make certificates")]
+    Certificates(#[from] CertError),
+    #[error("cannot prepare images")]
+    Image(#[from] ImageError),
+    #[error("a command failed")]
+    Command(#[from] CommandError),
+    #[error("a process could not be managed")]
+    Supervisor(#[from] SupervisorError),
+    #[error("pods could not be removed")]
+    Sandbox(#[from] SandboxError),
+    #[error("{what} within {} s (last: {last}); see {log}", STEP_TIMEOUT.as_secs())]
+    Timeout { what: String, last: String, log: PathBuf },
+}
+
+/// A cluster on this machine.
+pub struct Cluster {
+    pub settings: Settings,
+    /// The first host runs the control plane; every host is a node.
+    pub hosts: Vec<Host>,
+    network: Option<Network>,
+    /// The program with the `supervise` subcommand.
+    supervisor: PathBuf,
+    /// Told of each finished step.
+    progress: fn(&str, Duration),
+}
+
+impl Cluster {
+    /// A cluster whose state is under `layout`, with `node_count` hosts. The default root has the
+    /// machine as its only host.
+    pub fn new(layout: Layout, binaries: &Path, node_count: u8) -> Result<Self, ClusterError> {
+        let (hosts, network) = if layout.is_default() {
+            (vec![host::machine()?], None)
+        } else {
+            let network = Network::new(&layout);
+            let hosts =
+                (0..node_count).map(|index| network.host(index, &format!("node-{}", index + 1))).collect();
+            (hosts, Some(network))
+        };
+        let server = format!("https://{}:6443", hosts[0].address);
+        Ok(Self {
+            settings: Settings { layout, binaries: binaries.to_owned(), server, verbosity: 2 },
+            hosts,
+            network,
+            supervisor: binaries.join("keelson-local"),
+            progress: |_, _| {},
+        })
+    }
+
+    /// Has each finished step told to `progress`.
+    pub fn with_progress(mut self, progress: fn(&str, Duration)) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.settings.layout
+    }
+
+    pub fn host_layout(&self, host: &Host) -> HostLayout {
+        self.layout().host(&host.name)
+    }
+
+    fn step<T>(&self, what: &str, work: impl FnOnce() -> Result<T, ClusterError>) -> Result<T, ClusterError> {
+        let started = Instant::now();
+        let result = work()?;
+        (self.progress)(what, started.elapsed());
+        Ok(result)
+    }
+
+    /// Starts whatever does not run yet and waits until nodes are Ready and DNS answers.
+    pub fn up(&self) -> Result<(), ClusterError> {
+        let first = &self.hosts[0];
+        if let Some(network) = &self.network {
+            let count = u8::try_from(self.hosts.len()).unwrap_or(u8::MAX);
+            self.step("network of its own", || Ok(network.ensure(count)?))?;
+        }
+        self.step("certificates and kubeconfigs", || self.credentials())?;
+        self.step("kube-store answers", || {
+            self.start(first, &daemons::store(&self.settings, first, &daemons::initial_cluster(&[first])))?;
+            self.wait_for_http(first, "kube-store", &format!("http://{}:2381/health", first.address))
+        })?;
+        self.step("kube-apiserver is ready", || {
+            self.start(first, &daemons::apiserver(&self.settings, first))?;
+            let super_admin = self.layout().kubeconfigs().join("super-admin.conf");
+            self.wait(first, "kube-apiserver", "kube-apiserver is not ready", || {
+                kubectl(&super_admin, &["get", "--raw", "/readyz"])
+            })?;
+            Ok(crate::addons::apply_access(&super_admin)?)
+        })?;
+        self.step("kube-controller-manager and kube-scheduler run", || {
+            self.start(first, &daemons::controller_manager(&self.settings, first))?;
+            self.start(first, &daemons::scheduler(&self.settings, first))
+        })?;
+        for host in &self.hosts {
+            self.node(host)?;
+        }
+        self.step("DNS answers", || self.dns())?;
+        self.write_env()
+    }
+
+    /// Starts one node's processes and waits until it is Ready.
+    pub fn node(&self, host: &Host) -> Result<(), ClusterError> {
+        let layout = self.host_layout(host);
+        let file_error = |source| ClusterError::File { path: layout.directory().to_owned(), source };
+        self.step(&format!("containerd on {}", host.name), || {
+            self.start(host, &daemons::runtime(&self.settings, host).map_err(file_error)?)?;
+            let socket = layout.runtime_socket();
+            self.wait(host, "containerd", "containerd does not answer", || {
+                command::run("ctr", ["--address", &socket.to_string_lossy(), "version"])
+            })
+        })?;
+        self.step(&format!("images on {}", host.name), || self.load_images(&layout))?;
+        self.step(&format!("node {} is Ready", host.name), || {
+            self.start(host, &daemons::kubelet(&self.settings, host).map_err(file_error)?)?;
+            self.start(host, &daemons::network(&self.settings, host))?;
+            self.start(host, &daemons::proxy(&self.settings, host).map_err(file_error)?)?;
+            let admin = self.layout().admin_kubeconfig();
+            self.wait(host, "kubelet", &format!("node {} is not Ready", host.name), || {
+                let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+                match kubectl(&admin, &["get", "node", &host.name, "-o", path])?.as_str() {
+                    "True" => Ok(String::new()),
+                    other => Err(CommandError::Start {
+                        program: "kubectl".to_owned(),
+                        source: io::Error::other(format!("Ready is {other:?}")),
+                    }),
+                }
+            })
+        })
+    }
+
+    fn credentials(&self) -> Result<(), ClusterError> {
+        let layout = self.layout();
+        let first = &self.hosts[0];
+        let names = ClusterNames {
+            node: first.name.clone(),
+            advertise_address: first.address,
+            service_address: KUBERNETES_SERVICE,
+            dns_domain: DNS_DOMAIN.to_owned(),
+            extra_sans: Vec::new(),
+        };
+        let pki = layout.pki();
+        let Authorities { cluster: authority, .. } = certs::ensure_all(&pki, &names)?;
+        let directory = layout.kubeconfigs();
+        let server = &self.settings.server;
+        kubeconfig::ensure_all(&directory, &authority, server, &first.name)?;
+        for (file, user) in [("kube-proxy.conf", "system:kube-proxy"), ("network.conf", "keelson:network")] {
+            let wanted = Kubeconfig { server, user, subject: Subject::client(user, None) };
+            kubeconfig::ensure(&directory.join(file), &authority, &wanted)?;
+        }
+        for host in &self.hosts {
+            let user = format!("system:node:{}", host.name);
+            let subject = Subject::client(user.clone(), Some("system:nodes"));
+            let wanted = Kubeconfig { server, user: &user, subject };
+            kubeconfig::ensure(&directory.join(daemons::kubelet_kubeconfig(host)), &authority, &wanted)?;
+            let serving = certs::kubelet_serving_subject(&host.name, host.address);
+            authority.ensure_leaf(&pki.join(daemons::kubelet_certificate(host)), &serving)?;
+        }
+        Ok(())
+    }
+
+    /// Builds the images that a node needs and loads them into its runtime.
+    fn load_images(&self, host: &HostLayout) -> Result<(), ClusterError> {
+        let binaries = &self.settings.binaries;
+        let dns = images::program(
+            "localhost/keelson-dns:latest",
+            &binaries.join("keelson-dns"),
+            "/usr/bin/keelson-dns",
+            "",
+        )?;
+        for (file, image) in
+            [("pause.tar", images::pause(&binaries.join("pause"))?), ("keelson-dns.tar", dns)]
+        {
+            let archive = self.layout().images().join(file);
+            image.save(&archive)?;
+            images::import(&host.runtime_socket(), &archive)?;
+        }
+        Ok(())
+    }
+
+    /// Builds `localhost/busybox:latest` and loads it into every node's runtime.
+    pub fn load_demo_image(&self, busybox: &Path) -> Result<(), ClusterError> {
+        let archive = self.layout().images().join("busybox.tar");
+        images::busybox(busybox)?.save(&archive)?;
+        for host in &self.hosts {
+            images::import(&self.host_layout(host).runtime_socket(), &archive)?;
+        }
+        Ok(())
+    }
+
+    fn dns(&self) -> Result<(), ClusterError> {
+        let first = &self.hosts[0];
+        crate::addons::apply_dns(&self.layout().admin_kubeconfig())?;
+        let question = format!("kubernetes.default.svc.{DNS_DOMAIN}.");
+        let server = SocketAddr::new(DNS_SERVICE, 53).to_string();
+        let mut probe = first.enter();
+        probe.extend([self.supervisor.display().to_string(), "lookup".into(), server, question]);
+        self.wait(first, "kubelet", "the cluster's DNS does not answer", || {
+            command::run(&probe[0], &probe[1..])
+        })
+    }
+
+    /// Writes the environment for scripts.
+    fn write_env(&self) -> Result<(), ClusterError> {
+        let path = self.layout().env_file();
+        let text = format!(
+            "KUBECONFIG={}\nCONTAINER_RUNTIME_ENDPOINT={}\n",
+            self.layout().admin_kubeconfig().display(),
+            self.host_layout(&self.hosts[0]).runtime_endpoint(),
+        );
+        fs::write(&path, text).map_err(|source| ClusterError::File { path, source })
+    }
+
+    /// Starts a process on a host, supervised.
+    pub fn start(&self, host: &Host, process: &Process) -> Result<(), ClusterError> {
+        supervisor::start(&self.supervisor, &self.host_layout(host), process)?;
+        Ok(())
+    }
+
+    fn wait_for_http(&self, host: &Host, daemon: &str, url: &str) -> Result<(), ClusterError> {
+        let mut probe = host.enter();
+        probe.extend([
+            "curl".into(),
+            "--silent".into(),
+            "--fail".into(),
+            "--max-time".into(),
+            "2".into(),
+            url.into(),
+        ]);
+        self.wait(host, daemon, &format!("{daemon} is not healthy"), || command::run(&probe[0], &probe[1..]))
+    }
+
+    /// Asks until `ask` succeeds, at most for [`STEP_TIMEOUT`].
+    fn wait(
+        &self,
+        host: &Host,
+        daemon: &str,
+        complaint: &str,
+        mut ask: impl FnMut() -> Result<String, CommandError>,
+    ) -> Result<(), ClusterError> {
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        loop {
+            match ask() {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    let last = match std::error::Error::source(&error) {
+                        Some(source) => format!("{error}: {source}"),
+                        None => error.to_string(),
+                    };
+                    let log = supervisor::log_file(&self.host_layout(host), daemon);
+                    return Err(ClusterError::Timeout { what: complaint.to_owned(), last, log });
+                }
+                Err(_) => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// Stops everything and leaves no process, mount, namespace, cgroup, interface or nftables
+    /// table; `purge` removes the data too.
+    pub async fn down(&self, purge: bool) -> Result<(), ClusterError> {
+        for host in self.known_hosts() {
+            self.down_host(&host).await?;
+        }
+        if let Some(network) = &self.network {
+            network.remove()?;
+        }
+        (self.progress)("everything is stopped", Duration::ZERO);
+        if purge && self.layout().root().exists() {
+            let path = self.layout().root().to_owned();
+            fs::remove_dir_all(&path).map_err(|source| ClusterError::File { path, source })?;
+            (self.progress)("data is removed", Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// The hosts given, and those of an earlier `up` with more of them.
+    fn known_hosts(&self) -> Vec<Host> {
+        let mut hosts = self.hosts.clone();
+        let Some(network) = &self.network else { return hosts };
+        for index in (hosts.len() as u8)..u8::MAX {
+            let host = network.host(index, &format!("node-{}", index + 1));
+            if !self.host_layout(&host).directory().exists() {
+                break;
+            }
+            hosts.push(host);
+        }
+        hosts
+    }
+
+    async fn down_host(&self, host: &Host) -> Result<(), ClusterError> {
+        let layout = self.host_layout(host);
+        // The kubelet first, or it would start again what the next step removes.
+        for name in ["kubelet", "kube-proxy", "keelson-network"] {
+            supervisor::stop(&layout, name)?;
+        }
+        if supervisor::running(&layout, "containerd").is_some() {
+            sandboxes::remove_all(&layout.runtime_socket()).await?;
+        }
+        for name in supervisor::known(&layout) {
+            supervisor::stop(&layout, &name)?;
+        }
+        if host.namespace.is_none() {
+            for name in ["kube-proxy", "keelson-network"] {
+                let program = self.settings.binaries.join(name);
+                if program.exists() {
+                    command::run(&program.to_string_lossy(), ["--cleanup"])?;
+                }
+            }
+        }
+        unmount_below(layout.directory())?;
+        remove_cgroups(&host.cgroup_root);
+        Ok(())
+    }
+}
+
+fn kubectl(kubeconfig: &Path, arguments: &[&str]) -> Result<String, CommandError> {
+    let kubeconfig = kubeconfig.to_string_lossy();
+    let mut all = vec!["--kubeconfig", &kubeconfig, "--request-timeout=5s"];
+    all.extend(arguments);
+    command::run("kubectl", all)
+}
+
+/// Unmounts whatever is still mounted below a directory, deepest first.
+fn unmount_below(directory: &Path) -> Result<(), ClusterError> {
+    let path = PathBuf::from("/proc/self/mountinfo");
+    let mounts = fs::read_to_string(&path).map_err(|source| ClusterError::File { path, source })?;
+    // The fifth word is the mount point; the kernel writes a space in it as \040.
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| p.replace("\\040", " "));
+    let mut points: Vec<String> = points.filter(|point| Path::new(point).starts_with(directory)).collect();
+    points.sort_by_key(|point| std::cmp::Reverse(point.len()));
+    for point in points {
+        command::run("umount", ["--lazy", &point])?;
+    }
+    Ok(())
+}
+
+/// Removes a cgroup and all below it, in every hierarchy.
+fn remove_cgroups(root: &str) {
+    let base = Path::new("/sys/fs/cgroup");
+    let mut hierarchies = vec![base.to_owned()];
+    hierarchies.extend(fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path()));
+    for hierarchy in hierarchies {
+        remove_cgroup(&hierarchy.join(root.trim_start_matches('/')));
+    }
+}
+
+fn remove_cgroup(path: &Path) {
+    if !path.is_dir() {
+        return;
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    // A cgroup that still has processes cannot be removed; its owner is not one of ours.
+    let _ = fs::remove_dir(path);
+}

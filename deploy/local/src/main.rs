@@ -1,0 +1,120 @@
+//! `keelson-local`: starts, stops and supervises the cluster of one machine for the Makefile.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use keelson_local::cluster::Cluster;
+use keelson_local::layout::{DEFAULT_ROOT, Layout};
+use keelson_local::{dns_probe, supervisor};
+
+#[derive(Parser)]
+#[command(about = "A Keelson cluster on this machine")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Place {
+    /// Where all state is kept; another root than the default has a network namespace of its own
+    #[arg(long, env = "KEELSON_ROOT", default_value = DEFAULT_ROOT)]
+    root: PathBuf,
+    /// Number of nodes (the default root has one: the machine)
+    #[arg(long, default_value_t = 1)]
+    nodes: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start what does not run yet and wait until it works
+    Up(Place),
+    /// Stop everything and clean up
+    Down {
+        #[command(flatten)]
+        place: Place,
+        /// Remove the data as well
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Load localhost/busybox:latest into the cluster's runtime
+    DemoImage {
+        #[command(flatten)]
+        place: Place,
+        /// Debian's busybox-static
+        #[arg(long, default_value = "/bin/busybox")]
+        busybox: PathBuf,
+    },
+    /// Ask a DNS server for a name's IPv4 addresses
+    Lookup { server: SocketAddr, name: String },
+    /// Keep a command running (used by `up`)
+    #[command(hide = true)]
+    Supervise {
+        #[arg(long)]
+        pid_file: PathBuf,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(Cli::parse().command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("error: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprint!(": {cause}");
+                source = cause.source();
+            }
+            eprintln!();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
+    match command {
+        Command::Up(place) => {
+            let cluster = cluster(&place)?;
+            cluster.up()?;
+            let layout = cluster.layout();
+            println!("\nThe cluster is up. Its kubeconfig is {}\n", layout.admin_kubeconfig().display());
+            println!("  export $(cat {})", layout.env_file().display());
+            println!("  kubectl get nodes,pods -A");
+            println!(
+                "  make demo-image && kubectl create deployment web --image=localhost/busybox:latest -- httpd -f -p 80"
+            );
+            println!("  kubectl expose deployment web --port=80");
+        }
+        Command::Down { place, purge } => cluster(&place)?.down(purge).await?,
+        Command::DemoImage { place, busybox } => {
+            cluster(&place)?.load_demo_image(&busybox)?;
+            println!("localhost/busybox:latest is loaded");
+        }
+        Command::Lookup { server, name } => {
+            for address in dns_probe::lookup(server, &name)? {
+                println!("{address}");
+            }
+        }
+        Command::Supervise { pid_file: _, command } => supervisor::supervise(&command).await?,
+    }
+    Ok(())
+}
+
+fn cluster(place: &Place) -> Result<Cluster, Box<dyn std::error::Error>> {
+    let layout = Layout::new(&place.root)?;
+    let program = std::env::current_exe()?;
+    let binaries = program.parent().ok_or("this program has no directory")?;
+    let tell = |what: &str, took: Duration| println!("  {what} ({:.1} s)", took.as_secs_f64());
+    Ok(Cluster::new(layout, binaries, place.nodes)?.with_progress(tell))
+}

@@ -1,0 +1,178 @@
+//! Background processes with a pid file and a log file each, for machines without systemd.
+//!
+//! Every daemon has a supervisor of its own: a process in its own session that starts the daemon,
+//! starts it again with a growing delay when it ends, and passes SIGTERM on. Invariant: a pid file
+//! is trusted only if the process it names is a supervisor of that name, so that a stale file never
+//! makes us signal a stranger.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use tokio::signal::unix;
+
+use crate::layout::HostLayout;
+
+/// First pause before a daemon that ended is started again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A daemon that ran for this long is taken to be well: its next pause is the first again.
+const WELL_AFTER: Duration = Duration::from_secs(30);
+/// How long a daemon may take to end before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A process to keep running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    pub name: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+}
+
+/// Why a supervised process could not be started or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    #[error("cannot prepare {path}")]
+    Prepare { path: PathBuf, source: io::Error },
+    #[error("cannot start the supervisor of {name}")]
+    Start { name: String, source: io::Error },
+    #[error("cannot signal the supervisor of {name} (pid {pid})")]
+    Signal { name: String, pid: i32, source: Errno },
+    #[error("{name} (pid {pid}) did not end within {} s of SIGTERM", STOP_TIMEOUT.as_secs() + 5)]
+    StillRunning { name: String, pid: i32 },
+}
+
+fn pid_file(host: &HostLayout, name: &str) -> PathBuf {
+    host.run().join(format!("{name}.pid"))
+}
+
+pub fn log_file(host: &HostLayout, name: &str) -> PathBuf {
+    host.logs().join(format!("{name}.log"))
+}
+
+/// The pid of the running supervisor of `name`, if there is one.
+pub fn running(host: &HostLayout, name: &str) -> Option<Pid> {
+    let path = pid_file(host, name);
+    let pid: i32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
+    let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+    let ours =
+        words.contains(&b"supervise".as_slice()) && words.contains(&path.as_os_str().as_encoded_bytes());
+    ours.then(|| Pid::from_raw(pid))
+}
+
+/// Starts a supervisor for `process` unless one runs already. `supervisor` is the program that
+/// has the `supervise` subcommand (this crate's own binary). Returns whether it was started.
+pub fn start(supervisor: &Path, host: &HostLayout, process: &Process) -> Result<bool, SupervisorError> {
+    if running(host, &process.name).is_some() {
+        return Ok(false);
+    }
+    for directory in [host.run(), host.logs()] {
+        fs::create_dir_all(&directory)
+            .map_err(|source| SupervisorError::Prepare { path: directory, source })?;
+    }
+    let pid_file = pid_file(host, &process.name);
+    let log = log_file(host, &process.name);
+    let log_error = |source| SupervisorError::Prepare { path: log.clone(), source };
+    let output = File::options().create(true).append(true).open(&log).map_err(log_error)?;
+    let mut command = Command::new(supervisor);
+    command
+        .args(["supervise", "--pid-file"])
+        .arg(&pid_file)
+        .arg("--")
+        .args(&process.command)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().map_err(log_error)?)
+        .stderr(output)
+        .current_dir("/");
+    detach(&mut command);
+    let start_error = |source| SupervisorError::Start { name: process.name.clone(), source };
+    let child = command.spawn().map_err(start_error)?;
+    fs::write(&pid_file, child.id().to_string())
+        .map_err(|source| SupervisorError::Prepare { path: pid_file, source })?;
+    Ok(true)
+}
+
+/// Puts the child into a session of its own, so that it outlives the terminal.
+#[allow(unsafe_code, reason = "Command::pre_exec is the only way to call setsid in the child")]
+fn detach(command: &mut Command) {
+    // SAFETY: setsid is async-signal-safe and touches no memory of the parent.
+    unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from)) };
+}
+
+/// Stops `name` and waits until it is gone. Not running is no error.
+pub fn stop(host: &HostLayout, name: &str) -> Result<(), SupervisorError> {
+    let Some(pid) = running(host, name) else {
+        let _ = fs::remove_file(pid_file(host, name));
+        return Ok(());
+    };
+    match signal::kill(pid, Signal::SIGTERM) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(source) => {
+            return Err(SupervisorError::Signal { name: name.to_owned(), pid: pid.as_raw(), source });
+        }
+    }
+    let deadline = Instant::now() + STOP_TIMEOUT + Duration::from_secs(5);
+    while running(host, name).is_some() {
+        if Instant::now() > deadline {
+            return Err(SupervisorError::StillRunning { name: name.to_owned(), pid: pid.as_raw() });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = fs::remove_file(pid_file(host, name));
+    Ok(())
+}
+
+/// The names of all processes that have a pid file on this host.
+pub fn known(host: &HostLayout) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(host.run()) else { return Vec::new() };
+    let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
+    names.filter_map(|n| n.strip_suffix(".pid").map(str::to_owned)).collect()
+}
+
+/// The body of the `supervise` subcommand: runs `command` until told to stop.
+pub async fn supervise(command: &[String]) -> io::Result<()> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no command to supervise"));
+    };
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = Instant::now();
+        let mut child = tokio::process::Command::new(program).args(arguments).stdin(Stdio::null()).spawn()?;
+        let status = tokio::select! {
+            status = child.wait() => status?,
+            _ = terminate.recv() => return end(&mut child).await,
+            _ = interrupt.recv() => return end(&mut child).await,
+        };
+        if started.elapsed() > WELL_AFTER {
+            pause = FIRST_PAUSE;
+        }
+        eprintln!("supervisor: {program} ended with {status}; starting it again in {} ms", pause.as_millis());
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Asks the child to end, and kills it if it does not.
+async fn end(child: &mut tokio::process::Child) -> io::Result<()> {
+    if let Some(pid) = child.id() {
+        // The child is not collected yet, so its pid cannot be a stranger's.
+        let _ = signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
+    }
+    match tokio::time::timeout(STOP_TIMEOUT, child.wait()).await {
+        Ok(status) => status.map(drop),
+        Err(_) => child.kill().await,
+    }
+}
