@@ -1,10 +1,11 @@
 //! Compiles the `.proto` files with protox: no protoc is needed.
 
 /// Every `.proto` file with a package of its own, below `proto/`. What these import needs no line here.
-const FILES: &[&str] = &["etcd/kv.proto", "etcd/rpc.proto", "peer/peer.proto", "cri/api.proto"];
+const FILES: &[&str] =
+    &["etcd/kv.proto", "etcd/rpc.proto", "peer/command.proto", "peer/peer.proto", "cri/api.proto"];
 
 /// Packages whose `bytes` fields become `bytes::Bytes`: values are shared there, never copied.
-const SHARED_BYTES: &[&str] = &[".mvccpb", ".etcdserverpb", ".keelson.peer"];
+const SHARED_BYTES: &[&str] = &[".mvccpb", ".etcdserverpb", ".keelson.peer", ".storepb"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

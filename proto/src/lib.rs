@@ -13,6 +13,10 @@ pub mod etcd {
     pub mod etcdserverpb {
         tonic::include_proto!("etcdserverpb");
     }
+    /// What the store's log entries and snapshots carry: etcd's requests, wrapped.
+    pub mod storepb {
+        tonic::include_proto!("storepb");
+    }
 }
 
 /// What the members of a store say to each other.

@@ -1,0 +1,351 @@
+//! One member's part in the group: raft-rs's `RawNode` behind calls that cannot be made in the wrong order.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::ops::Range;
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot};
+use raft::{RawNode, SnapshotStatus, StateRole};
+
+use crate::log::Log;
+use crate::logger::logger;
+use crate::reads::Reads;
+use crate::timeout::election_timeout;
+
+/// What a member starts with, apart from its state.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Never 0.
+    pub id: u64,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: usize,
+    /// The least election timeout in ticks; the greatest is twice as much.
+    pub election_ticks: usize,
+    pub seed: u64,
+    /// Bytes of entries in one append message.
+    pub max_message: u64,
+    /// Bytes proposed and not yet committed, above which proposals are dropped.
+    pub max_uncommitted: u64,
+}
+
+/// The state that a member starts from: what its snapshot and WAL say.
+#[derive(Debug, Clone, Default)]
+pub struct Initial {
+    pub hard_state: HardState,
+    pub conf_state: ConfState,
+    /// Index and term of the entry before `entries`.
+    pub before: (u64, u64),
+    pub entries: Vec<Entry>,
+    /// The state machine's position.
+    pub applied: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Follower,
+    PreCandidate,
+    Candidate,
+    Leader,
+}
+
+impl From<StateRole> for Role {
+    fn from(role: StateRole) -> Self {
+        match role {
+            StateRole::Follower => Role::Follower,
+            StateRole::PreCandidate => Role::PreCandidate,
+            StateRole::Candidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    pub role: Role,
+    /// 0: unknown.
+    pub leader: u64,
+    pub term: u64,
+    pub commit: u64,
+    pub last_index: u64,
+}
+
+/// Why a proposal did not enter the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Dropped {
+    #[error("no leader")]
+    NoLeader,
+    #[error("too many proposals are under way")]
+    TooMany,
+}
+
+/// What has to become durable before [`Group::persisted`] may be called with its number. Writes are numbered in order,
+/// and one that is durable says so of all before it.
+#[derive(Debug)]
+pub struct Write {
+    pub number: u64,
+    pub hard_state: Option<HardState>,
+    /// Replaces the whole log.
+    pub snapshot: Option<Snapshot>,
+    pub entries: Vec<Entry>,
+    /// False: nothing was promised to anyone yet (at most the commit index moved), the write may be left out.
+    pub must_sync: bool,
+}
+
+/// What the caller has to do, in this order: send `messages`, begin `write`, install its snapshot, apply `committed`,
+/// answer `reads` once their index is applied.
+#[derive(Debug)]
+pub struct Output<R> {
+    pub messages: Vec<Message>,
+    pub write: Option<Write>,
+    pub committed: Vec<Entry>,
+    /// Readers with the index that has to be applied before they may read.
+    pub reads: Vec<(u64, Vec<R>)>,
+}
+
+/// `R` is whatever the caller hands in with a read, to find the reader again.
+pub struct Group<R> {
+    node: RawNode<Log>,
+    reads: Reads<R>,
+    seed: u64,
+    election: Range<usize>,
+    /// Messages that wait for an output to be durable, by its number.
+    held: VecDeque<(u64, Vec<Message>)>,
+    /// Messages that waited and may go with the next output.
+    released: Vec<Message>,
+    leader: u64,
+}
+
+impl<R> Group<R> {
+    /// # Errors
+    /// raft-rs refuses a configuration or a state that contradicts itself.
+    pub fn new(config: &Config, initial: Initial) -> raft::Result<Self> {
+        let election = config.election_ticks..config.election_ticks * 2;
+        let mut log = Log::new(initial.hard_state, initial.conf_state, initial.before);
+        log.append(initial.entries);
+        log.set_applied(initial.applied);
+        let raft_config = raft::Config {
+            id: config.id,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            min_election_tick: election.start,
+            max_election_tick: election.end,
+            applied: initial.applied,
+            max_size_per_msg: config.max_message,
+            max_inflight_msgs: 256,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            max_uncommitted_size: config.max_uncommitted,
+            max_committed_size_per_ready: 4 << 20,
+            ..raft::Config::default()
+        };
+        let node = RawNode::new(&raft_config, log, &logger())?;
+        let retry = config.election_ticks as u64 / 2;
+        let mut group = Self {
+            node,
+            reads: Reads::new(retry.max(1)),
+            seed: config.seed,
+            election,
+            held: VecDeque::new(),
+            released: Vec::new(),
+            leader: 0,
+        };
+        group.settle();
+        Ok(group)
+    }
+
+    /// After every call into raft-rs: the election timeout is ours again, and reads know of a new leader.
+    fn settle(&mut self) {
+        let raft = &mut self.node.raft;
+        let wanted =
+            election_timeout(self.seed, raft.id, raft.term, raft.state.into(), self.election.clone());
+        if raft.randomized_election_timeout() != wanted {
+            raft.set_randomized_election_timeout(wanted);
+        }
+        if self.leader != raft.leader_id {
+            self.leader = raft.leader_id;
+            self.reads.restart();
+        }
+    }
+
+    /// Counts one tick; returns the readers that waited too long.
+    pub fn tick(&mut self) -> Vec<R> {
+        self.node.tick();
+        self.settle();
+        self.reads.tick()
+    }
+
+    /// Takes a message from a peer.
+    ///
+    /// # Errors
+    /// A message of a kind that no peer sends, or from a member that is not of the group; it changed nothing.
+    pub fn step(&mut self, message: Message) -> raft::Result<()> {
+        let result = match self.node.step(message) {
+            // A proposal that a follower forwarded and that no longer finds a leader: its sender times out.
+            Err(raft::Error::ProposalDropped) => Ok(()),
+            other => other,
+        };
+        self.settle();
+        result
+    }
+
+    /// Puts `data` before the leader, which may be another member.
+    ///
+    /// # Errors
+    /// It did not enter the log here; a proposal that was forwarded may still be lost silently.
+    pub fn propose(&mut self, data: Bytes) -> Result<(), Dropped> {
+        let mut message = Message { from: self.node.raft.id, ..Message::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(vec![Entry { data, ..Entry::default() }].into());
+        let result = self.node.raft.step(message);
+        self.settle();
+        match result {
+            Ok(()) => Ok(()),
+            Err(_) if self.node.raft.leader_id == raft::INVALID_ID => Err(Dropped::NoLeader),
+            Err(_) => Err(Dropped::TooMany),
+        }
+    }
+
+    /// Asks for a linearizable read; it comes back in an output, or from [`Self::tick`] after `ticks`.
+    pub fn read(&mut self, reader: R, ticks: u64) {
+        self.reads.add(reader, ticks);
+    }
+
+    /// Stands for election at once: for the only voter, which need not wait.
+    pub fn campaign(&mut self) {
+        // Refused only when it makes no sense, such as by a leader.
+        let _ = self.node.campaign();
+        self.settle();
+    }
+
+    pub fn transfer_leader(&mut self, to: u64) {
+        self.node.transfer_leader(to);
+        self.settle();
+    }
+
+    pub fn unreachable(&mut self, peer: u64) {
+        self.node.report_unreachable(peer);
+        self.settle();
+    }
+
+    pub fn snapshot_sent(&mut self, peer: u64, status: SnapshotStatus) {
+        self.node.report_snapshot(peer, status);
+        self.settle();
+    }
+
+    /// Everything up to output `number` is durable.
+    pub fn persisted(&mut self, number: u64) {
+        self.node.on_persist_ready(number);
+        self.settle();
+        while self.held.front().is_some_and(|(held, _)| *held <= number) {
+            if let Some((_, mut messages)) = self.held.pop_front() {
+                self.released.append(&mut messages);
+            }
+        }
+    }
+
+    /// The state machine stands at `index`.
+    pub fn applied(&mut self, index: u64) {
+        self.node.mut_store().set_applied(index);
+        self.node.advance_apply_to(index);
+        self.settle();
+    }
+
+    /// Forgets applied entries beyond `keep` bytes: what a slow follower may still be sent.
+    pub fn shrink_log(&mut self, keep: usize) {
+        self.node.mut_store().shrink(keep);
+    }
+
+    /// The next piece of work, until there is none.
+    pub fn output(&mut self) -> Option<Output<R>> {
+        if let Some(context) = self.reads.begin() {
+            self.node.read_index(self.context(context));
+            self.settle();
+        }
+        let released = mem::take(&mut self.released);
+        if !self.node.has_ready() {
+            let nothing_else = Output { messages: released, write: None, committed: vec![], reads: vec![] };
+            return (!nothing_else.messages.is_empty()).then_some(nothing_else);
+        }
+        let mut ready = self.node.ready();
+        let write = Write {
+            number: ready.number(),
+            hard_state: ready.hs().cloned(),
+            snapshot: (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone()),
+            entries: ready.take_entries(),
+            must_sync: ready.must_sync(),
+        };
+        let mut messages = released;
+        messages.append(&mut ready.take_messages());
+        let held = ready.take_persisted_messages();
+        let committed = ready.take_committed_entries();
+        let read_states = ready.take_read_states();
+
+        let log = self.node.mut_store();
+        if let Some(snapshot) = &write.snapshot {
+            log.restore(snapshot);
+        }
+        log.append(write.entries.iter().cloned());
+        if let Some(hard_state) = &write.hard_state {
+            log.hard_state = hard_state.clone();
+        }
+        self.node.advance_append_async(ready);
+        if !held.is_empty() {
+            self.held.push_back((write.number, held));
+        }
+        let reads = read_states
+            .into_iter()
+            .filter_map(|state| {
+                let readers = self.finish(&state.request_ctx);
+                (!readers.is_empty()).then_some((state.index, readers))
+            })
+            .collect();
+        self.settle();
+        Some(Output { messages, write: Some(write), committed, reads })
+    }
+
+    /// Contexts are unique among members and within a process's life; an answer to an earlier life is not ours, since
+    /// `seed` differs.
+    fn context(&self, round: u64) -> Vec<u8> {
+        let mut context = Vec::with_capacity(24);
+        for word in [self.node.raft.id, self.seed, round] {
+            context.extend_from_slice(&word.to_be_bytes());
+        }
+        context
+    }
+
+    fn finish(&mut self, context: &[u8]) -> Vec<R> {
+        match context.last_chunk::<8>() {
+            Some(round) if context == self.context(u64::from_be_bytes(*round)) => {
+                self.reads.finish(u64::from_be_bytes(*round))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        let raft = &self.node.raft;
+        Status {
+            role: raft.state.into(),
+            leader: raft.leader_id,
+            term: raft.term,
+            commit: raft.raft_log.committed,
+            last_index: raft.raft_log.last_index(),
+        }
+    }
+
+    pub fn log_bytes(&self) -> usize {
+        self.node.store().bytes()
+    }
+
+    pub fn conf_state(&self) -> &ConfState {
+        &self.node.store().conf_state
+    }
+
+    /// Voters that answered lately, with the log index each is known to hold; the leader alone knows.
+    pub fn progress(&self) -> Vec<(u64, u64, bool)> {
+        let raft = &self.node.raft;
+        raft.prs().iter().map(|(id, progress)| (*id, progress.matched, progress.recent_active)).collect()
+    }
+}

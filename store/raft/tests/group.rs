@@ -1,0 +1,160 @@
+//! Groups of members on a network in memory: elections, replication, reads, and lost messages, all from a seed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use keelson_raft::{ConfState, Config, Group, Initial, Role};
+
+struct Member {
+    group: Group<&'static str>,
+    applied: Vec<Bytes>,
+    index: u64,
+    served: Vec<(u64, &'static str)>,
+}
+
+struct Cluster {
+    members: BTreeMap<u64, Member>,
+    cut: Vec<u64>,
+}
+
+impl Cluster {
+    fn new(count: u64, seed: u64) -> Self {
+        let members = (1..=count)
+            .map(|id| {
+                let config = Config {
+                    id,
+                    heartbeat_ticks: 2,
+                    election_ticks: 20,
+                    seed,
+                    max_message: 1 << 20,
+                    max_uncommitted: 1 << 20,
+                };
+                let conf_state = ConfState { voters: (1..=count).collect(), ..ConfState::default() };
+                let group = Group::new(&config, Initial { conf_state, ..Initial::default() }).unwrap();
+                (id, Member { group, applied: vec![], index: 0, served: vec![] })
+            })
+            .collect();
+        Self { members, cut: vec![] }
+    }
+
+    /// Handles every output until nobody has one.
+    fn settle(&mut self) {
+        loop {
+            let mut messages = Vec::new();
+            let mut idle = true;
+            for member in self.members.values_mut() {
+                while let Some(output) = member.group.output() {
+                    idle = false;
+                    messages.extend(output.messages);
+                    for entry in output.committed {
+                        member.index = entry.index;
+                        if !entry.data.is_empty() {
+                            member.applied.push(entry.data);
+                        }
+                    }
+                    if let Some(write) = output.write {
+                        member.group.persisted(write.number);
+                    }
+                    member.group.applied(member.index);
+                    for (index, readers) in output.reads {
+                        assert!(index <= member.index, "in this test every commit is applied at once");
+                        member.served.extend(readers.into_iter().map(|reader| (index, reader)));
+                    }
+                }
+            }
+            for message in messages {
+                if !self.cut.contains(&message.to) && !self.cut.contains(&message.from) {
+                    self.members.get_mut(&message.to).unwrap().group.step(message).unwrap();
+                }
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn tick(&mut self) -> Vec<&'static str> {
+        let failed = self.members.values_mut().flat_map(|member| member.group.tick()).collect();
+        self.settle();
+        failed
+    }
+
+    fn leader(&mut self) -> u64 {
+        for _ in 0..1000 {
+            self.tick();
+            for (id, member) in &self.members {
+                if member.group.status().role == Role::Leader && !self.cut.contains(id) {
+                    return *id;
+                }
+            }
+        }
+        panic!("no leader within 1000 ticks");
+    }
+
+    fn group(&mut self, id: u64) -> &mut Group<&'static str> {
+        &mut self.members.get_mut(&id).unwrap().group
+    }
+}
+
+#[test]
+fn the_only_voter_leads_at_once_and_serves_reads() {
+    let mut cluster = Cluster::new(1, 1);
+    cluster.group(1).campaign();
+    cluster.settle();
+    cluster.group(1).propose("x".into()).unwrap();
+    cluster.settle();
+    cluster.group(1).read("r", 10);
+    cluster.settle();
+    assert_eq!(cluster.members[&1].applied, ["x"]);
+    assert_eq!(cluster.members[&1].served, [(2, "r")]);
+}
+
+#[test]
+fn the_same_seed_elects_the_same_leader() {
+    for seed in 0..20 {
+        let run = || {
+            let mut cluster = Cluster::new(3, seed);
+            (cluster.leader(), cluster.group(1).status())
+        };
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+}
+
+#[test]
+fn followers_forward_and_read() {
+    let mut cluster = Cluster::new(3, 5);
+    let leader = cluster.leader();
+    let follower = leader % 3 + 1;
+    cluster.group(follower).propose("x".into()).unwrap();
+    cluster.settle();
+    cluster.group(follower).read("r", 100);
+    cluster.settle();
+    assert_eq!(cluster.members[&follower].served, [(2, "r")]);
+    for _ in 0..2 {
+        cluster.tick();
+    }
+    assert!(cluster.members.values().all(|member| member.applied == ["x"]));
+}
+
+#[test]
+fn a_leader_that_is_cut_off_serves_no_read_and_its_proposal_is_replaced() {
+    let mut cluster = Cluster::new(3, 9);
+    let old = cluster.leader();
+    cluster.cut = vec![old];
+    cluster.group(old).propose("lost".into()).unwrap();
+    cluster.group(old).read("stale", 200);
+    let new = cluster.leader();
+    assert_ne!(old, new);
+    cluster.group(new).propose("kept".into()).unwrap();
+    let mut failed = Vec::new();
+    for _ in 0..250 {
+        failed.extend(cluster.tick());
+    }
+    assert_eq!(failed, ["stale"], "the read fails at its deadline, unserved");
+    assert!(cluster.members[&old].served.is_empty());
+    cluster.cut.clear();
+    for _ in 0..10 {
+        cluster.tick();
+    }
+    assert!(cluster.members.values().all(|member| member.applied == ["kept"]));
+}
