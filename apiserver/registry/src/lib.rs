@@ -1,1 +1,27 @@
-//! placeholder header, replaced by the crate owner.
+//! The one table of kinds and, for each kind, pure functions: defaults, preparation, validation, warnings,
+//! selectable fields, Table columns and cells, the graceful-deletion rule and scale.
+//!
+//! Invariants: nothing here does I/O, waits, or reads a clock (`now` is an argument), and no input makes it panic:
+//! a field of the wrong type reads as absent (the schema has refused it before it comes here).
+//! This crate must never know storage, HTTP or who is asking.
+//!
+//! The API server reads [`kinds`] and calls the methods of [`Kind`]; it never needs a kind's own module, except for
+//! the verbs that only one kind has (`core::pod::binding`, `core::pod::ephemeral`).
+
+pub mod cause;
+pub mod columns;
+pub mod core;
+mod equality;
+mod fields;
+pub mod kind;
+mod metadata;
+pub mod names;
+mod quantity;
+pub mod scale;
+pub mod strategy;
+mod table;
+
+pub use cause::{Cause, Reason};
+pub use kind::{Column, Conversion, Kind, NameRule, Propagation, Scope};
+pub use strategy::Strategy;
+pub use table::{kind, kinds};
