@@ -52,7 +52,7 @@ unit: ## Unit and integration tests of every crate
 e2e: test-packages ## End-to-end tests against real daemons and containers
 	cargo build $(addprefix -p ,$(DAEMONS))
 	cargo rustc -p pause -- -C target-feature=+crt-static
-	cargo nextest run -p e2e
+	e2e/run
 
 test: test-packages check unit e2e ## Everything that CI runs
 
