@@ -13,5 +13,7 @@ pub mod admission;
 pub mod authn;
 pub mod authz;
 pub mod observed;
+pub mod state;
 pub mod status;
+pub mod token;
 pub mod user;

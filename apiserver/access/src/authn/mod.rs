@@ -3,6 +3,12 @@
 //! One trait, one file per method. An authenticator says `Ok(None)` when the request carries none
 //! of its credentials; only the chain decides what an unrecognized request becomes.
 
+pub mod chain;
+pub mod front_proxy;
+pub mod impersonation;
+pub mod service_account;
+pub mod x509;
+
 use futures::future::BoxFuture;
 use http::HeaderMap;
 
@@ -42,6 +48,8 @@ pub enum AuthnError {
     Certificate(String),
     #[error("invalid bearer token")]
     Token,
+    #[error("no credentials, and anonymous requests are not allowed here")]
+    NoCredentials,
     #[error("{0}")]
     Claims(String),
     /// The token names an object that has not been observed (yet): catch up and ask once more.
