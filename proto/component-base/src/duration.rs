@@ -66,12 +66,13 @@ pub fn parse(input: &str) -> Result<Duration, ParseDurationError> {
         };
         let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
         total += u128::from(whole) * scale;
-        // Digits below a nanosecond say nothing: 18 digits keep the product far inside 128 bits.
-        let mut place = scale;
+        // As Go: the fraction goes through floating point, so that 0.333…h is 20 minutes.
+        let (mut numerator, mut denominator) = (0_u64, 1.0_f64);
         for digit in fraction.bytes().take(18) {
-            place *= 10;
-            total += u128::from(digit - b'0') * scale * scale / place;
+            numerator = numerator * 10 + u64::from(digit - b'0');
+            denominator *= 10.0;
         }
+        total += (numerator as f64 * (scale as f64 / denominator)) as u128;
         if total > i64::MAX as u128 {
             return Err(invalid());
         }

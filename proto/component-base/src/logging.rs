@@ -50,7 +50,6 @@ const LIBRARIES: &[&str] = &[
     "tokio_rustls",
     "tower",
     "tonic",
-    "kube",
     "kube_client",
     "kube_runtime",
     "sled",
