@@ -4,6 +4,10 @@
 //! formatting; reasons are made when policy is observed.
 
 pub mod attributes;
+pub mod escalation;
+pub mod rbac;
+pub mod rules;
+pub mod union;
 
 use std::borrow::Cow;
 use std::sync::Arc;
