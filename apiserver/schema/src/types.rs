@@ -67,6 +67,7 @@ pub enum Shape {
 #[derive(Clone, Copy, Debug)]
 pub struct Alternative {
     pub(crate) schema: TypeId,
+    pub(crate) text: TypeId,
     pub boolean: bool,
     pub list: bool,
     pub names: bool,
@@ -149,6 +150,17 @@ impl Schemas {
         open_api_v3_schema: Option<&Value>,
     ) -> Result<Schemas, SchemaError> {
         structural::schemas(gvk, open_api_v3_schema)
+    }
+
+    /// The type that any value has.
+    pub fn any() -> TypeRef<'static> {
+        static ANY: LazyLock<Schemas> = LazyLock::new(|| Schemas {
+            shapes: vec![Shape::Any { granular: true }],
+            kinds: Vec::new(),
+            names: HashMap::new(),
+            custom: true,
+        });
+        ANY.type_ref(0)
     }
 
     /// The type of a kind, also of a list kind (`PodList`). `DeleteOptions` and `WatchEvent` exist in every group
@@ -245,6 +257,14 @@ impl<'a> TypeRef<'a> {
         }
     }
 
+    /// The type of a name in a list that stands for a schema; any other type is its own.
+    pub(crate) fn plain_text(self) -> TypeRef<'a> {
+        match self.shape() {
+            Shape::SchemaOr(or) => self.resolve(or.text),
+            _ => self,
+        }
+    }
+
     pub(crate) fn resolve(self, id: TypeId) -> TypeRef<'a> {
         self.schemas.type_ref(id)
     }
@@ -268,8 +288,16 @@ impl fmt::Debug for TypeRef<'_> {
 }
 
 impl<'a> FieldRef<'a> {
+    pub fn name(self) -> &'a str {
+        &self.field.name
+    }
+
     pub fn ty(self) -> TypeRef<'a> {
         self.schemas.type_ref(self.field.ty)
+    }
+
+    pub fn merge_key(self) -> Option<&'a str> {
+        self.field.merge_key.as_deref()
     }
 }
 

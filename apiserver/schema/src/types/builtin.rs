@@ -154,7 +154,8 @@ impl Builder {
         let short = name.strip_prefix(META).or_else(|| name.strip_prefix(APIEXTENSIONS)).unwrap_or(name);
         let alternative = |builder: &mut Self, boolean, list, names| {
             let schema = builder.named(&format!("{APIEXTENSIONS}JSONSchemaProps"));
-            Shape::SchemaOr(Alternative { schema, boolean, list, names })
+            let text = builder.plain("string", Shape::String);
+            Shape::SchemaOr(Alternative { schema, text, boolean, list, names })
         };
         let shape = match short {
             "io.k8s.apimachinery.pkg.util.intstr.IntOrString" => Shape::IntOrString,

@@ -16,7 +16,7 @@ fn builtin_is_made_quickly() {
         schemas.shapes.capacity() * size_of::<Shape>() / 1024,
         fields * size_of::<Field>() / 1024,
     );
-    assert!(fields > 3000);
+    assert!(fields > 2500);
 }
 
 #[test]
