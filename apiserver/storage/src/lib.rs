@@ -12,6 +12,7 @@ pub mod client;
 mod codec;
 mod continuation;
 mod error;
+mod feed;
 mod lease;
 mod list;
 mod metrics;
