@@ -304,10 +304,9 @@ async fn next(watch: &mut Watch) -> Option<(&'static str, String, u64)> {
 async fn watches_follow_selections() {
     let Setup { maps, .. } = &setup().await;
     let labelled = |name: &str, tier: &str| json!({"metadata": {"name": name, "namespace": "ns", "labels": {"tier": tier}}});
+    let none = Preconditions::default();
     let write = |name: &'static str, tier: &'static str| {
-        maps.update(key(name), &Preconditions::default(), move |_| {
-            Ok::<_, ()>(Change::Write(labelled(name, tier)))
-        })
+        maps.update(key(name), &none, move |_| Ok::<_, ()>(Change::Write(labelled(name, tier))))
     };
     let a = maps.create(key("a"), labelled("a", "front"), None).await.unwrap();
     let selected: keelson_storage::Filter = Some(Arc::new(|object| object.label("tier") == Some("front")));

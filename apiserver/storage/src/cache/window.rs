@@ -140,10 +140,6 @@ impl Window {
         self.events.len()
     }
 
-    pub(crate) fn floor(&self) -> u64 {
-        self.floor
-    }
-
     /// The sequence number that the next event will have.
     pub(crate) fn next(&self) -> u64 {
         self.first + self.events.len() as u64
