@@ -12,6 +12,7 @@
 pub mod admission;
 pub mod authn;
 pub mod authz;
+pub mod bootstrap;
 pub mod observed;
 pub mod state;
 pub mod status;

@@ -160,6 +160,14 @@ fn confirm_no_escalation(
     Err(message)
 }
 
+/// The wanted rules that are not wholly within what is held.
+#[must_use]
+pub fn uncovered(wanted: &[PolicyRule], held: &[PolicyRule]) -> Vec<PolicyRule> {
+    let covered =
+        |rule: &&PolicyRule| break_down(rule).iter().all(|atom| held.iter().any(|held| atom.is_in(held)));
+    wanted.iter().filter(|rule| !covered(rule)).cloned().collect()
+}
+
 /// One verb on one thing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Atom {
