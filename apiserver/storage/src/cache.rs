@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::codec;
 use crate::error::Error;
@@ -121,11 +122,17 @@ impl ResourceCache {
     pub(crate) fn start_filling(&self) {
         let mut state = self.state.write();
         state.waiting.clear();
-        state.signal.phase = Phase::Filling;
-        state.signal.filling += 1;
+        state.signal = Signal { phase: Phase::Filling, filling: state.signal.filling + 1, version: 0 };
         let signal = state.signal;
         drop(state);
         self.signal.send_replace(signal);
+    }
+
+    /// Lets go of what has become too old in a resource that changes no more.
+    pub(crate) fn trim(&self) {
+        let mut state = self.state.write();
+        state.window.evict(Instant::now());
+        self.metrics.capacity.set(state.window.len() as i64);
     }
 
     /// The resource is gone or the process ends.

@@ -19,8 +19,8 @@ use keelson_proto::etcd::etcdserverpb::request_op::Request;
 use keelson_proto::etcd::etcdserverpb::response_op::Response;
 use keelson_proto::etcd::etcdserverpb::watch_client::WatchClient;
 use keelson_proto::etcd::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse, RequestOp,
-    StatusRequest, TxnRequest, WatchRequest, WatchResponse,
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest,
+    RangeResponse, RequestOp, StatusRequest, TxnRequest, WatchRequest, WatchResponse,
 };
 use keelson_proto::etcd::mvccpb::KeyValue;
 use tokio::time::{Instant, sleep, timeout};
@@ -224,27 +224,50 @@ impl Client {
     pub(crate) async fn watch(
         &self,
         requests: tokio::sync::mpsc::Receiver<WatchRequest>,
-    ) -> Result<Streaming<WatchResponse>, StoreError> {
+    ) -> Result<WatchStream, StoreError> {
         let (at, channel) = self.channel();
         let mut client = WatchClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-        match timeout(REQUEST_TIMEOUT, client.watch(requests)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => {
-                self.failed(at);
-                Err(classify(&status))
+        let error = match timeout(REQUEST_TIMEOUT, client.watch(requests)).await {
+            Ok(Ok(response)) => {
+                return Ok(WatchStream { client: self.clone(), at, stream: response.into_inner() });
             }
-            Err(_) => {
-                self.failed(at);
-                Err(StoreError::Timeout(format!("no watch within {REQUEST_TIMEOUT:?}")))
-            }
-        }
+            Ok(Err(status)) => classify(&status),
+            Err(_) => StoreError::Timeout(format!("no watch within {REQUEST_TIMEOUT:?}")),
+        };
+        self.failed(at);
+        Err(error)
     }
 
-    /// A watch stream broke: the next one goes elsewhere.
-    pub(crate) fn leave(&self) {
-        let (at, _) = self.channel();
-        self.failed(at);
+    /// Lets the store forget all versions before a revision.
+    pub(crate) async fn compact(&self, revision: u64) -> Result<(), StoreError> {
+        let request = CompactionRequest { revision: revision as i64, physical: false };
+        let compact = |channel| async move { KvClient::new(channel).compact(request).await };
+        match self.call(true, compact).await {
+            // Somebody else did.
+            Ok(_) | Err(StoreError::Compacted) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A watch at one endpoint.
+pub(crate) struct WatchStream {
+    client: Client,
+    at: usize,
+    stream: Streaming<WatchResponse>,
+}
+
+impl WatchStream {
+    /// The next answer. After an error the stream is over, and requests go to the next endpoint.
+    pub(crate) async fn next(&mut self) -> Result<WatchResponse, StoreError> {
+        let error = match self.stream.message().await {
+            Ok(Some(response)) => return Ok(response),
+            Ok(None) => StoreError::Unavailable("the store closed the watch".into()),
+            Err(status) => classify(&status),
+        };
+        self.client.failed(self.at);
+        Err(error)
     }
 }
 

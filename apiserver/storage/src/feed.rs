@@ -43,6 +43,8 @@ const ASK_AFTER: Duration = Duration::from_millis(10);
 /// Between questions for progress. Upstream: `progressRequestPeriod`.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// `watch_id` of the answer to a question for progress.
@@ -159,9 +161,20 @@ impl Feed {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = self.follow() => {}
+            () = self.trim() => {}
         }
         for cache in self.caches() {
             cache.close();
+        }
+    }
+
+    /// Old events leave the windows even where nothing changes.
+    async fn trim(&self) {
+        loop {
+            sleep(TRIM_INTERVAL).await;
+            for cache in self.caches() {
+                cache.trim();
+            }
         }
     }
 
@@ -188,7 +201,6 @@ impl Feed {
             } else {
                 pause = Duration::from_millis(20);
             }
-            self.client.leave();
             sleep(pause).await;
         }
     }
@@ -197,7 +209,14 @@ impl Feed {
     async fn follow_once(self: &Arc<Self>, position: &mut Option<Position>) -> Broken {
         match self.client.version().await {
             Ok(version) => self.answers.store(answers_progress(&version), Ordering::Relaxed),
-            Err(error) => return Broken::Stream(error),
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Timeout(_))) => {
+                return Broken::Stream(error);
+            }
+            // A store that does not tell its version is not asked for progress.
+            Err(error) => {
+                tracing::warn!(%error, "Could not learn the store's version");
+                self.answers.store(false, Ordering::Relaxed);
+            }
         }
         let from = match *position {
             Some(position) => position,
@@ -223,23 +242,19 @@ impl Feed {
         };
         loop {
             let message = tokio::select! {
-                message = stream.message() => message,
+                message = stream.next() => message,
                 () = self.ask.notified(), if self.answers.load(Ordering::Relaxed) => {
                     // A full channel has a question in it already.
                     let _ = requests.try_send(send(RequestUnion::ProgressRequest(WatchProgressRequest {})));
                     continue;
                 }
             };
-            match message {
-                Ok(Some(response)) => {
-                    if let Err(broken) = self.take(response, position) {
-                        return broken;
-                    }
-                }
-                Ok(None) => {
-                    return Broken::Stream(StoreError::Unavailable("the store closed the watch".into()));
-                }
-                Err(status) => return Broken::Stream(crate::client::classify(&status)),
+            let taken = match message {
+                Ok(response) => self.take(response, position),
+                Err(error) => Err(Broken::Stream(error)),
+            };
+            if let Err(broken) = taken {
+                return broken;
             }
         }
     }

@@ -10,6 +10,7 @@
 
 pub mod client;
 mod codec;
+mod compaction;
 mod continuation;
 mod error;
 mod feed;

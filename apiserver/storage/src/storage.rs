@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Phase, ResourceCache};
 use crate::client::{Client, StoreConfig, StoreError};
+use crate::compaction;
 use crate::feed::Feed;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
@@ -44,8 +45,11 @@ impl Storage {
             return Err(StoreError::Config("the prefix is empty".into()));
         }
         let metrics = Metrics::default();
-        let feed = Feed::new(client.clone(), prefix.clone(), metrics.clone(), shutdown);
+        let feed = Feed::new(client.clone(), prefix.clone(), metrics.clone(), shutdown.clone());
         tokio::spawn(feed.clone().run());
+        if let Some(interval) = config.compaction_interval {
+            tokio::spawn(compaction::run(client.clone(), interval, shutdown));
+        }
         let inner = Inner {
             client,
             feed,

@@ -13,6 +13,8 @@ use keelson_storage::{
     ResourceConfig, Scope, Storage, StoreConfig, SwapError, TypeMeta, UpdateError, Updated, Watch,
     WatchEvent, WatchOptions, WatchStart,
 };
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use server::Server;
 use tokio_util::sync::CancellationToken;
@@ -435,6 +437,97 @@ async fn objects_with_a_time_expire() {
     storage.raw().put("leases/x", Bytes::from_static(b"1"), Some(1)).await.unwrap();
     let entry = storage.raw().get("leases/x").await.unwrap().unwrap();
     assert_eq!((entry.key.as_str(), &entry.value[..]), ("leases/x", &b"1"[..]));
+}
+
+/// Many writers, watchers that come at any time: each ends with what a list then says.
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_replayed_are_the_list() {
+    let Setup { maps, .. } = &setup().await;
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let maps = maps.clone();
+            let mut random = StdRng::seed_from_u64(seed + writer);
+            tokio::spawn(async move {
+                for n in 0..60 {
+                    let name = format!("o{}", random.random_range(0..8));
+                    let none = Preconditions::default();
+                    if random.random_bool(0.4) {
+                        let _ = maps.create(key(&name), map(&name, n), None).await;
+                    } else if random.random_bool(0.5) {
+                        let _ = maps
+                            .update(key(&name), &none, |_| Ok::<_, ()>(Change::Write(map(&name, n))))
+                            .await;
+                    } else {
+                        let _ = maps.delete(key(&name), &none, never).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    let watchers: Vec<_> = (0..6)
+        .map(|watcher| {
+            let maps = maps.clone();
+            let mut random = StdRng::seed_from_u64(seed ^ watcher);
+            tokio::spawn(async move {
+                for _ in 0..random.random_range(0..200) {
+                    tokio::task::yield_now().await;
+                }
+                let start = WatchStart::State { version: ReadVersion::Latest, mark_end: false };
+                let mut watch = maps.watch(watch_from(start)).await.unwrap();
+                let mut state = BTreeMap::new();
+                loop {
+                    let (kind, name, version) = next(&mut watch).await.unwrap();
+                    match kind {
+                        "ADDED" => assert_eq!(state.insert(name.clone(), version), None),
+                        "MODIFIED" => assert!(state.insert(name.clone(), version).unwrap() < version),
+                        "DELETED" => assert!(state.remove(&name).unwrap() < version),
+                        other => panic!("{other}: {name}"),
+                    }
+                    if name == "the-end" {
+                        return state;
+                    }
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        timely(writer).await.unwrap();
+    }
+    // Behind everything else in order of versions.
+    maps.create(key("the-end"), map("the-end", 0), None).await.unwrap();
+    let list = timely(maps.list(ListOptions::default())).await.unwrap();
+    let expected: BTreeMap<String, u64> =
+        list.items.iter().map(|object| (object.name().to_owned(), object.resource_version())).collect();
+    for watcher in watchers {
+        assert_eq!(timely(watcher).await.unwrap(), expected, "seed {seed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_versions_are_compacted() {
+    let server = Server::start().await;
+    let config = StoreConfig {
+        compaction_interval: Some(Duration::from_millis(50)),
+        ..StoreConfig::new(vec![server.endpoint()])
+    };
+    let storage = Storage::connect(config, CancellationToken::new()).unwrap();
+    let maps = storage.resource(config_maps());
+    let first = timely(maps.create(key("a"), map("a", 0), None)).await.unwrap().resource_version();
+    maps.update(key("a"), &Preconditions::default(), |_| Ok::<_, ()>(Change::Write(map("a", 1))))
+        .await
+        .unwrap();
+    timely(async {
+        loop {
+            let exact = ListOptions { version: ListVersion::Exact(first), ..Default::default() };
+            if let Err(Error::Expired { .. }) = maps.list(exact).await {
+                return;
+            }
+        }
+    })
+    .await;
+    assert_eq!(timely(maps.get(key("a"), ReadVersion::Latest)).await.unwrap().value()["data"]["n"], "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

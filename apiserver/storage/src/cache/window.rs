@@ -7,7 +7,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::object::Object;
 use crate::options::Scope;
@@ -120,7 +122,7 @@ impl Window {
         self.evict(Instant::now());
     }
 
-    fn evict(&mut self, now: Instant) {
+    pub(crate) fn evict(&mut self, now: Instant) {
         // The newest event stays whatever it weighs, or nobody would ever see it.
         while self.events.len() > 1 {
             let over = self.bytes > self.budget

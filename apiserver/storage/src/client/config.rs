@@ -1,6 +1,7 @@
 //! How to reach the store, and what can go wrong with it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// TLS towards the store. Files as in `--etcd-cafile`, `--etcd-certfile`, `--etcd-keyfile`.
 #[derive(Clone, Debug, Default)]
@@ -20,11 +21,19 @@ pub struct StoreConfig {
     pub prefix: String,
     /// Bytes of superseded objects that each resource's event window may hold.
     pub window_bytes: usize,
+    /// How often old versions are compacted (`--etcd-compaction-interval`); `None`: never.
+    pub compaction_interval: Option<Duration>,
 }
 
 impl StoreConfig {
     pub fn new(endpoints: Vec<String>) -> Self {
-        Self { endpoints, tls: None, prefix: "/registry".into(), window_bytes: 2 << 20 }
+        Self {
+            endpoints,
+            tls: None,
+            prefix: "/registry".into(),
+            window_bytes: 2 << 20,
+            compaction_interval: Some(Duration::from_secs(300)),
+        }
     }
 }
 
