@@ -1,0 +1,330 @@
+//! The state machine, and the only code that changes it: entry in, answer out, the same on every member.
+//!
+//! An entry's changes and its applied index go to the tree in one batch. What an entry refuses it refuses without a
+//! change; a failure of the tree itself is no answer but the end of the process ([`Fatal`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use keelson_proto::etcd::etcdserverpb::{
+    CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse, Member, PutResponse,
+    TxnResponse,
+};
+use keelson_proto::etcd::storepb::{Command, LeaseRecord, Metadata, command::Operation};
+use keelson_raft::Entry;
+use parking_lot::RwLock;
+use prost::Message;
+
+use crate::lease::{Leases, MAX_TTL};
+use crate::mvcc::{BackendError, Change as TreeChange, KeyChange, Loaded, MvccError, Store, WriteTxn};
+use crate::watch::{Change, Hub};
+
+/// What a client gets for its entry; headers are the gRPC layer's.
+#[derive(Debug, Clone)]
+pub enum Response {
+    Put(PutResponse),
+    DeleteRange(DeleteRangeResponse),
+    Txn(TxnResponse),
+    Compaction(CompactionResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+    Published,
+}
+
+/// Why an entry changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejected {
+    #[error("the store refuses it")]
+    Mvcc(#[from] MvccError),
+    #[error("lease already exists")]
+    LeaseExists,
+    #[error("too large lease TTL")]
+    LeaseTtlTooLarge,
+    #[error("the entry holds no operation that this version knows")]
+    Unknown,
+}
+
+/// The state machine cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot apply entry {index}")]
+pub struct Fatal {
+    pub index: u64,
+    #[source]
+    pub source: BackendError,
+}
+
+/// An applied entry, for whoever proposed it.
+#[derive(Debug)]
+pub struct Applied {
+    pub member: u64,
+    pub epoch: u64,
+    pub request: u64,
+    /// The store's revision afterwards.
+    pub revision: i64,
+    pub result: Result<Response, Rejected>,
+    pub effect: Effect,
+}
+
+/// What else the node has to do about an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    Granted { lease: i64, ttl: i64 },
+    Revoked { lease: i64 },
+    Compacted { revision: i64 },
+}
+
+/// Where leases and members lie in the tree.
+pub const LEASE_PREFIX: u8 = b'l';
+pub const MEMBER_PREFIX: u8 = b'p';
+
+pub fn lease_key(id: i64) -> Vec<u8> {
+    [&[LEASE_PREFIX][..], &id.to_be_bytes()].concat()
+}
+
+pub fn member_key(id: u64) -> Vec<u8> {
+    [&[MEMBER_PREFIX][..], &id.to_be_bytes()].concat()
+}
+
+/// The state, shared with readers.
+pub struct State {
+    pub store: Store,
+    pub leases: RwLock<Leases>,
+    pub members: RwLock<BTreeMap<u64, Member>>,
+    pub hub: Hub,
+    applied: AtomicU64,
+}
+
+impl State {
+    /// From what was loaded; `members` are those of the configuration, which the tree's replace.
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn new(
+        store: Store,
+        leases: Leases,
+        members: BTreeMap<u64, Member>,
+        applied: u64,
+    ) -> Result<Arc<Self>, BackendError> {
+        let backend = store.values.backend();
+        let (leases, members) = read_metadata(&*backend, leases, members)?;
+        let hub = Hub::new(store.revision());
+        Ok(Arc::new(Self {
+            store,
+            leases: RwLock::new(leases),
+            members: RwLock::new(members),
+            hub,
+            applied: AtomicU64::new(applied),
+        }))
+    }
+
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Everything but the revisions, for a snapshot of this very moment. Only the applying thread may ask.
+    pub fn metadata(&self, term: u64) -> Metadata {
+        Metadata {
+            applied_index: self.applied(),
+            applied_term: term,
+            revision: self.store.revision(),
+            compact_revision: self.store.compacted(),
+            leases: self.leases.read().iter().map(|(id, granted_ttl)| LeaseRecord { id, granted_ttl }).collect(),
+            members: self.members.read().values().cloned().collect(),
+        }
+    }
+
+    /// Puts the state that a snapshot was loaded into in place of this one.
+    ///
+    /// # Errors
+    /// The tree's; then nothing was replaced.
+    pub fn install(
+        &self,
+        mut loaded: Loaded,
+        backend: Arc<dyn crate::mvcc::Backend>,
+    ) -> Result<(), BackendError> {
+        let leases = std::mem::take(&mut loaded.leases);
+        let (leases, members) = read_metadata(&*backend, leases, self.members.read().clone())?;
+        let (index, revision) = (loaded.applied.0, loaded.index.revision);
+        self.store.replace(loaded, backend);
+        *self.leases.write() = leases;
+        *self.members.write() = members;
+        self.applied.store(index, Ordering::Release);
+        self.hub.reset(revision);
+        Ok(())
+    }
+
+    /// Applies one entry. None: it is not a client's.
+    ///
+    /// # Errors
+    /// The tree failed; the entry may be applied in part, and the process has to stop.
+    pub fn apply(&self, entry: &Entry) -> Result<Option<Applied>, Fatal> {
+        let applied = if entry.data.is_empty() { None } else { self.apply_data(entry.data.clone(), entry.index)? };
+        self.store.values.seal(entry.index, entry.term);
+        self.applied.store(entry.index, Ordering::Release);
+        Ok(applied)
+    }
+
+    fn apply_data(&self, data: Bytes, index: u64) -> Result<Option<Applied>, Fatal> {
+        // The proposer encoded it, and checksums guard it: what does not parse is of a newer version.
+        let command = Command::decode(data).unwrap_or_default();
+        let (result, effect) = match command.operation {
+            Some(operation) => self.execute(operation),
+            None => (Err(Rejected::Unknown), Effect::None),
+        };
+        if let Err(Rejected::Mvcc(MvccError::Backend(source))) = result {
+            return Err(Fatal { index, source });
+        }
+        let Command { member, epoch, request, .. } = command;
+        let revision = self.store.revision();
+        Ok(Some(Applied { member, epoch, request, revision, result, effect }))
+    }
+
+    fn execute(&self, operation: Operation) -> (Result<Response, Rejected>, Effect) {
+        let plain = |result| (result, Effect::None);
+        match operation {
+            Operation::Put(put) => plain(self.mutate(|txn, leases| {
+                txn.check_put(&put, leases)?;
+                let prev_kv = txn.put(&put, leases)?;
+                Ok(Response::Put(PutResponse { header: None, prev_kv }))
+            })),
+            Operation::DeleteRange(delete) => plain(self.mutate(|txn, leases| {
+                let (deleted, prev_kvs) = txn.delete_range(&delete, leases)?;
+                Ok(Response::DeleteRange(DeleteRangeResponse { header: None, deleted, prev_kvs }))
+            })),
+            Operation::Txn(request) => {
+                plain(self.mutate(|txn, leases| Ok(Response::Txn(txn.txn(&request, leases)?))))
+            }
+            Operation::Compaction(request) => match self.store.write().compact(request.revision) {
+                Ok(()) => (
+                    Ok(Response::Compaction(CompactionResponse::default())),
+                    Effect::Compacted { revision: request.revision },
+                ),
+                Err(error) => plain(Err(error.into())),
+            },
+            Operation::LeaseGrant(request) => match self.grant(request.id, request.ttl) {
+                Ok(response) => {
+                    let (lease, ttl) = (request.id, response.ttl);
+                    (Ok(Response::LeaseGrant(response)), Effect::Granted { lease, ttl })
+                }
+                Err(error) => plain(Err(error)),
+            },
+            Operation::LeaseRevoke(request) => {
+                let result = self.revoke(request.id);
+                let effect =
+                    if result.is_ok() { Effect::Revoked { lease: request.id } } else { Effect::None };
+                (result, effect)
+            }
+            Operation::Publish(member) => plain(Ok(self.publish(member))),
+        }
+    }
+
+    /// Runs one transaction and publishes what it changed.
+    fn mutate(
+        &self,
+        run: impl FnOnce(&mut WriteTxn<'_>, &mut Leases) -> Result<Response, MvccError>,
+    ) -> Result<Response, Rejected> {
+        let mut leases = self.leases.write();
+        let mut txn = self.store.write();
+        let result = run(&mut txn, &mut leases);
+        let (revision, changes) = txn.commit();
+        drop(leases);
+        self.announce(revision, changes)?;
+        Ok(result?)
+    }
+
+    fn announce(&self, revision: i64, changes: Vec<KeyChange>) -> Result<(), MvccError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        // Read now: later a compaction might have removed it.
+        let previous = self.hub.wants_previous();
+        let changes = changes
+            .into_iter()
+            .map(|change| {
+                let previous = match change.previous {
+                    Some(at) if previous => self.store.values.get(at)?,
+                    _ => None,
+                };
+                Ok(Change { record: change.record, previous })
+            })
+            .collect::<Result<Vec<_>, BackendError>>()?;
+        self.hub.publish(revision, &changes);
+        Ok(())
+    }
+
+    fn grant(&self, id: i64, ttl: i64) -> Result<LeaseGrantResponse, Rejected> {
+        if ttl > MAX_TTL {
+            return Err(Rejected::LeaseTtlTooLarge);
+        }
+        let mut leases = self.leases.write();
+        if leases.exists(id) {
+            return Err(Rejected::LeaseExists);
+        }
+        leases.grant(id, ttl);
+        self.store.values.put_metadata(lease_key(id), Some(ttl.to_be_bytes().to_vec()));
+        Ok(LeaseGrantResponse { header: None, id, ttl, error: String::new() })
+    }
+
+    fn revoke(&self, id: i64) -> Result<Response, Rejected> {
+        let mut leases = self.leases.write();
+        let keys = leases.revoke(id).ok_or(MvccError::LeaseNotFound)?;
+        let mut txn = self.store.write();
+        for key in keys {
+            txn.delete(key, &mut leases);
+        }
+        let (revision, changes) = txn.commit();
+        drop(leases);
+        self.store.values.put_metadata(lease_key(id), None);
+        self.announce(revision, changes)?;
+        Ok(Response::LeaseRevoke(LeaseRevokeResponse::default()))
+    }
+
+    /// A member says its name and its clients' URLs; who is a member is not its to say.
+    fn publish(&self, member: Member) -> Response {
+        let mut members = self.members.write();
+        if let Some(known) = members.get_mut(&member.id) {
+            (known.name, known.client_urls) = (member.name, member.client_urls);
+            self.store.values.put_metadata(member_key(member.id), Some(known.encode_to_vec()));
+        }
+        Response::Published
+    }
+}
+
+/// Leases and members as the tree has them.
+fn read_metadata(
+    backend: &dyn crate::mvcc::Backend,
+    mut leases: Leases,
+    mut members: BTreeMap<u64, Member>,
+) -> Result<(Leases, BTreeMap<u64, Member>), BackendError> {
+    backend.scan(&[LEASE_PREFIX], &[LEASE_PREFIX + 1], &mut |key, value| {
+        if let (Some(id), Ok(ttl)) = (key.get(1..).and_then(|id| id.try_into().ok()), value.try_into()) {
+            leases.grant(i64::from_be_bytes(id), i64::from_be_bytes(ttl));
+        }
+        true
+    })?;
+    leases.retain_granted();
+    backend.scan(&[MEMBER_PREFIX], &[MEMBER_PREFIX + 1], &mut |_, value| {
+        if let Ok(member) = Member::decode(value) {
+            members.insert(member.id, member);
+        }
+        true
+    })?;
+    Ok((leases, members))
+}
+
+/// Metadata as changes of a tree: what a snapshot says, put into a fresh one.
+pub fn metadata_changes(metadata: &Metadata) -> Vec<TreeChange> {
+    let mut changes: Vec<TreeChange> = Vec::new();
+    for lease in &metadata.leases {
+        changes.push((lease_key(lease.id), Some(lease.granted_ttl.to_be_bytes().to_vec())));
+    }
+    for member in &metadata.members {
+        changes.push((member_key(member.id), Some(member.encode_to_vec())));
+    }
+    let compacted = metadata.compact_revision.to_be_bytes().to_vec();
+    changes.push((crate::mvcc::COMPACTED_KEY.to_vec(), Some(compacted)));
+    changes
+}

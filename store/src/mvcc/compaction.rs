@@ -1,0 +1,68 @@
+//! Removing what compaction made unreadable, in small steps, so that neither reads nor writes wait for it.
+
+use std::sync::atomic::Ordering;
+
+use super::backend::Change;
+use super::record::{self, Revision};
+use super::{BackendError, Store};
+
+/// Keys for which the index is held at a time.
+const STEP: usize = 512;
+
+impl Store {
+    /// Removes from index and tree everything that a compaction at `revision` covers. The tree must have everything up
+    /// to the entry that compacted. Returns how many revisions went.
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn remove_compacted(&self, revision: i64) -> Result<usize, BackendError> {
+        let (mut total, mut after) = (0, None);
+        loop {
+            let mut removed = Vec::new();
+            after = self.index.write().compact_step(revision, after.as_deref(), STEP, &mut removed);
+            total += removed.len();
+            if !removed.is_empty() {
+                self.remove(&removed)?;
+            }
+            if after.is_none() {
+                return Ok(total);
+            }
+        }
+    }
+
+    fn remove(&self, revisions: &[Revision]) -> Result<(), BackendError> {
+        let backend = self.values.backend();
+        let mut batch: Vec<Change> = Vec::new();
+        let mut freed = 0;
+        for revision in revisions {
+            let Some(record) = self.values.get(*revision)? else { continue };
+            freed += record.size();
+            record.encode(*revision, |key, _| batch.push((key.to_vec(), None)));
+        }
+        fail::fail_point!("compaction_before_write");
+        backend.write(batch)?;
+        self.in_use.fetch_sub(freed, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A checksum of everything visible at or below `revision` (0: the newest), the same on every member that has it.
+    ///
+    /// # Errors
+    /// The tree's, and a revision that is compacted or in the future.
+    pub fn hash(&self, revision: i64) -> Result<(u32, i64, i64), super::MvccError> {
+        let (at, compacted, revisions) = {
+            let index = self.index.read();
+            let at = super::range::resolve(&index, index.revision, revision)?;
+            let mut revisions: Vec<Revision> = Vec::new();
+            index.surviving(at, |_, revision| revisions.push(revision));
+            (at, index.compacted, revisions)
+        };
+        let mut hasher = crc32fast::Hasher::new();
+        for revision in revisions {
+            let record = self.values.get(revision)?.ok_or(super::MvccError::Compacted)?;
+            hasher.update(&record::chunk_key(revision, 0));
+            hasher.update(&prost::Message::encode_to_vec(&record.kv));
+        }
+        Ok((hasher.finalize(), compacted, at))
+    }
+}

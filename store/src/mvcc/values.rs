@@ -1,0 +1,318 @@
+//! Values by revision: a bounded overlay of what was applied lately before the tree that a thread of its own fills.
+//!
+//! Apply never waits for the tree: it puts records into the overlay and seals each entry's group with its applied
+//! index; the drain thread writes groups, in order and with that index in the same batch, and only then removes them
+//! from the overlay. So a reader that looks into the overlay first always finds a revision that the index names.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::backend::{Backend, BackendError, Change};
+use super::record::{self, Record, Revision};
+
+/// Where the applied index lies in the tree.
+pub const APPLIED_KEY: &[u8] = b"m/applied";
+/// Above this the overlay is full, and the node accepts no proposals.
+const OVERLAY_LIMIT: u64 = 16 << 20;
+/// A batch of the drain thread.
+const BATCH: u64 = 1 << 20;
+
+/// What one applied entry changes.
+#[derive(Default)]
+struct Group {
+    index: u64,
+    term: u64,
+    records: Vec<(Revision, Arc<Record>)>,
+    metadata: Vec<Change>,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    open: Group,
+    sealed: VecDeque<Group>,
+    /// The index up to which the tree has everything.
+    drained: u64,
+    /// A group is being written.
+    busy: bool,
+    closed: bool,
+    failed: Option<String>,
+}
+
+pub struct Values {
+    overlay: RwLock<BTreeMap<Revision, Arc<Record>>>,
+    overlay_bytes: AtomicU64,
+    queue: Mutex<Queue>,
+    work: Condvar,
+    done: Condvar,
+    backend: RwLock<Arc<dyn Backend>>,
+    failed: AtomicBool,
+}
+
+impl Values {
+    /// `drained`: the applied index that the tree stands at.
+    pub fn new(backend: Arc<dyn Backend>, drained: u64) -> Arc<Self> {
+        Arc::new(Self {
+            overlay: RwLock::default(),
+            overlay_bytes: AtomicU64::new(0),
+            queue: Mutex::new(Queue { drained, ..Queue::default() }),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            backend: RwLock::new(backend),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Starts the drain thread; `failed` is called once if the tree cannot be written, and then no more is.
+    pub fn spawn(
+        self: &Arc<Self>,
+        failed: impl Fn(BackendError) + Send + 'static,
+    ) -> io::Result<thread::JoinHandle<()>> {
+        let values = self.clone();
+        thread::Builder::new().name("tree".into()).stack_size(512 << 10).spawn(move || {
+            if let Err(error) = values.drain() {
+                values.failed.store(true, Ordering::Relaxed);
+                values.queue.lock().failed = Some(error.to_string());
+                values.done.notify_all();
+                failed(error);
+            }
+        })
+    }
+
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        self.backend.read().clone()
+    }
+
+    /// The record of a revision that the index names. None: a compaction removed it meanwhile.
+    pub fn get(&self, revision: Revision) -> Result<Option<Arc<Record>>, BackendError> {
+        if let Some(record) = self.overlay.read().get(&revision) {
+            return Ok(Some(record.clone()));
+        }
+        let backend = self.backend();
+        let Some(mut bytes) = backend.get(&record::chunk_key(revision, 0))? else { return Ok(None) };
+        let damaged = || BackendError::Damaged(revision.main);
+        for chunk in 1..record::chunk_count(&bytes).ok_or_else(damaged)? {
+            match backend.get(&record::chunk_key(revision, chunk))? {
+                Some(part) => bytes.extend(part),
+                // Removed between the two reads, or lost: the caller sees which by the compacted revision.
+                None => return Ok(None),
+            }
+        }
+        let record = Record::decode(Bytes::from(bytes)).ok_or_else(damaged)?;
+        Ok(Some(Arc::new(record)))
+    }
+
+    /// All records from revision `from` up to and with `through`, in order, until `visit` says false.
+    pub fn scan(
+        &self,
+        from: i64,
+        through: i64,
+        visit: &mut dyn FnMut(Revision, Arc<Record>) -> bool,
+    ) -> Result<(), BackendError> {
+        let first = Revision { main: from, sub: 0 };
+        let end = Revision { main: through + 1, sub: 0 };
+        // Before the tree: whatever leaves the overlay from now on is found there too, and is skipped by `border`.
+        let recent: Vec<_> =
+            self.overlay.read().range(first..end).map(|(revision, record)| (*revision, record.clone())).collect();
+        let border = recent.first().map_or(end, |(revision, _)| *revision);
+        let mut go_on = true;
+        scan_tree(&*self.backend(), first, border, &mut |revision, record| {
+            go_on = visit(revision, Arc::new(record));
+            go_on
+        })?;
+        for (revision, record) in recent {
+            if !go_on {
+                break;
+            }
+            go_on = visit(revision, record);
+        }
+        Ok(())
+    }
+
+    /// Adds a record to the entry being applied.
+    pub fn put(&self, revision: Revision, record: Arc<Record>) {
+        let size = record.size();
+        self.overlay_bytes.fetch_add(size, Ordering::Relaxed);
+        self.overlay.write().insert(revision, record.clone());
+        let open = &mut self.queue.lock().open;
+        open.records.push((revision, record));
+        open.bytes += size;
+    }
+
+    /// Adds a change of what is not a revision (leases, members, ...) to the entry being applied.
+    pub fn put_metadata(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.queue.lock().open.metadata.push((key, value));
+    }
+
+    /// The entry at `index` is applied: its changes may go to the tree.
+    pub fn seal(&self, index: u64, term: u64) {
+        let mut queue = self.queue.lock();
+        let mut group = mem::take(&mut queue.open);
+        (group.index, group.term) = (index, term);
+        queue.sealed.push_back(group);
+        drop(queue);
+        self.work.notify_one();
+    }
+
+    /// Whether proposals have to wait for the tree.
+    pub fn is_full(&self) -> bool {
+        self.overlay_bytes.load(Ordering::Relaxed) > OVERLAY_LIMIT
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    pub fn drained(&self) -> u64 {
+        self.queue.lock().drained
+    }
+
+    /// Waits until the tree has everything up to `index`. False: it never will.
+    pub fn wait_drained(&self, index: u64) -> bool {
+        let mut queue = self.queue.lock();
+        while queue.drained < index {
+            if queue.failed.is_some() || queue.closed {
+                return false;
+            }
+            self.done.wait(&mut queue);
+        }
+        true
+    }
+
+    /// Lets the drain thread finish what is sealed and end.
+    pub fn close(&self) {
+        self.queue.lock().closed = true;
+        self.work.notify_all();
+        self.done.notify_all();
+    }
+
+    /// Puts another tree in place, which stands at `drained`; what was not yet written to the old one is dropped.
+    pub fn replace(&self, backend: Arc<dyn Backend>, drained: u64) {
+        let mut queue = self.queue.lock();
+        queue.sealed.clear();
+        while queue.busy {
+            self.done.wait(&mut queue);
+        }
+        queue.open = Group::default();
+        queue.drained = drained;
+        let mut overlay = self.overlay.write();
+        overlay.clear();
+        self.overlay_bytes.store(0, Ordering::Relaxed);
+        *self.backend.write() = backend;
+        drop(overlay);
+        drop(queue);
+        self.done.notify_all();
+    }
+
+    fn drain(&self) -> Result<(), BackendError> {
+        loop {
+            let mut queue = self.queue.lock();
+            while queue.sealed.is_empty() {
+                if queue.closed {
+                    return Ok(());
+                }
+                self.work.wait(&mut queue);
+            }
+            let (mut groups, mut bytes) = (Vec::new(), 0);
+            while bytes < BATCH
+                && let Some(group) = queue.sealed.pop_front()
+            {
+                bytes += group.bytes;
+                groups.push(group);
+            }
+            queue.busy = true;
+            drop(queue);
+            let result = self.write(&mut groups);
+            let mut queue = self.queue.lock();
+            queue.busy = false;
+            if let Some(last) = groups.last().filter(|_| result.is_ok()) {
+                queue.drained = queue.drained.max(last.index);
+            }
+            drop(queue);
+            self.done.notify_all();
+            result?;
+        }
+    }
+
+    fn write(&self, groups: &mut [Group]) -> Result<(), BackendError> {
+        let mut batch = Vec::new();
+        for group in groups.iter_mut() {
+            for (revision, record) in &group.records {
+                record.encode(*revision, |key, value| batch.push((key.to_vec(), Some(value))));
+            }
+            batch.append(&mut group.metadata);
+        }
+        if let Some(last) = groups.last() {
+            batch.push((APPLIED_KEY.to_vec(), Some(encode_applied(last.index, last.term))));
+        }
+        fail::fail_point!("tree_before_write");
+        self.backend().write(batch)?;
+        fail::fail_point!("tree_after_write");
+        let mut overlay = self.overlay.write();
+        let mut freed = 0;
+        for (revision, record) in groups.iter().flat_map(|group| &group.records) {
+            overlay.remove(revision);
+            freed += record.size();
+        }
+        drop(overlay);
+        self.overlay_bytes.fetch_sub(freed, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Reads whole records of `first..end` from a tree, in order, until `visit` says false.
+pub fn scan_tree(
+    backend: &dyn Backend,
+    first: Revision,
+    end: Revision,
+    visit: &mut dyn FnMut(Revision, Record) -> bool,
+) -> Result<(), BackendError> {
+    let mut damaged = None;
+    let mut partial: Option<(Revision, u16, Vec<u8>)> = None;
+    let (from, to) = (record::chunk_key(first, 0), record::chunk_key(end, 0));
+    backend.scan(&from, &to, &mut |key, value| {
+        let Some((revision, chunk)) = record::parse_chunk_key(key) else { return true };
+        let mut fail = || {
+            damaged = Some(revision.main);
+            false
+        };
+        let (count, bytes) = match partial.take() {
+            Some((of, count, mut bytes)) if of == revision => {
+                bytes.extend_from_slice(value);
+                (count, bytes)
+            }
+            // A record whose rest is gone: a compaction is removing it right now.
+            _ if chunk != 0 => return true,
+            _ => match record::chunk_count(value) {
+                Some(count) => (count, value.to_vec()),
+                None => return fail(),
+            },
+        };
+        if chunk + 1 < count {
+            partial = Some((revision, count, bytes));
+            return true;
+        }
+        match Record::decode(bytes.into()) {
+            Some(record) => visit(revision, record),
+            None => fail(),
+        }
+    })?;
+    damaged.map_or(Ok(()), |main| Err(BackendError::Damaged(main)))
+}
+
+pub fn encode_applied(index: u64, term: u64) -> Vec<u8> {
+    [index.to_be_bytes(), term.to_be_bytes()].concat()
+}
+
+/// The applied index and its term, as a tree says them.
+pub fn decode_applied(bytes: &[u8]) -> Option<(u64, u64)> {
+    let (index, term) = bytes.split_at_checked(8)?;
+    Some((u64::from_be_bytes(index.try_into().ok()?), u64::from_be_bytes(term.try_into().ok()?)))
+}

@@ -1,0 +1,250 @@
+//! The write-ahead log: what makes a write durable. Segmented, checksummed, group-committed.
+//!
+//! Invariants: a frame is durable before [`Wal::commit`] returns; segments are cut only by [`Wal::cut`], which the
+//! snapshot's fsync precedes; after an error of an fsync nothing more is written (what reached the disk is unknown).
+//! This module knows entries by index and term only, never what they say.
+
+mod frame;
+mod recover;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use keelson_raft::{Entry, HardState};
+
+pub use recover::Recovered;
+pub use writer::{Report, WalHandle, spawn};
+
+use crate::env::{Disk, File};
+use frame::{Builder, HEADER, Header};
+use recover::Segment;
+
+const SUFFIX: &str = ".wal";
+/// Reserved per segment.
+const SEGMENT: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    #[error("cannot read or write the write-ahead log")]
+    Io(#[from] io::Error),
+    #[error("fsync of the write-ahead log failed; what is on the disk is unknown, so the process has to stop")]
+    Sync(#[source] io::Error),
+    #[error(
+        "write-ahead log is corrupt: {what}: {segment} at offset {offset}. Restore this member from a snapshot, or \
+         remove its data directory and let it join again", segment = .segment.display()
+    )]
+    Corrupt { segment: PathBuf, offset: u64, what: &'static str },
+    #[error("data directory belongs to member {found_member:x} of cluster {found_cluster:x}, not to member {member:x} of cluster {cluster:x}: check --name, --initial-cluster and --initial-cluster-token")]
+    Foreign { found_cluster: u64, found_member: u64, cluster: u64, member: u64 },
+}
+
+impl WalError {
+    /// Whether the disk is full: the one error after which a write may be tried again.
+    pub fn is_full(&self) -> bool {
+        matches!(self, WalError::Io(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+/// Whose log it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster: u64,
+    pub member: u64,
+}
+
+pub struct Wal {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    identity: Identity,
+    salt: u64,
+    /// Oldest first; the last one is written to.
+    segments: Vec<Segment>,
+    active: Box<dyn File>,
+    /// Bytes reserved in the active segment.
+    reserved: u64,
+    next_sequence: u64,
+    builder: Builder,
+    buffer: Vec<u8>,
+    /// What is durable, and what will be with the frame under construction.
+    hard_state: HardState,
+    pending_state: HardState,
+    /// The highest index in the frame under construction.
+    pending_index: u64,
+}
+
+impl Wal {
+    /// Opens the log, repairing a torn tail, or creates an empty one. Entries up to `floor` are not given back.
+    ///
+    /// # Errors
+    /// Damage that is no torn tail, another member's log, and the disk's.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        identity: Identity,
+        floor: u64,
+        seed: u64,
+    ) -> Result<(Self, Recovered), WalError> {
+        disk.create_dir(directory)?;
+        for name in disk.list(directory)?.iter().filter(|name| name.ends_with(".tmp")) {
+            disk.remove(&directory.join(name))?;
+        }
+        let reading = recover::read(&*disk, directory, floor)?;
+        if let Some(Segment { header, .. }) = reading.segments.first()
+            && (header.cluster, header.member) != (identity.cluster, identity.member)
+        {
+            let (found_cluster, found_member) = (header.cluster, header.member);
+            let Identity { cluster, member } = identity;
+            return Err(WalError::Foreign { found_cluster, found_member, cluster, member });
+        }
+        let hard_state = reading.recovered.hard_state.clone();
+        let (salt, active, reserved, segments) = match reading.segments.last() {
+            Some(segment) => {
+                let file = disk.open(&segment.path)?;
+                let reserved = file.length()?;
+                (segment.header.salt, file, reserved, reading.segments)
+            }
+            None => {
+                let Identity { cluster, member } = identity;
+                let header = Header { cluster, member, first_sequence: 0, salt: seed, state: [0; 3] };
+                let (file, segment) = create(&*disk, directory, header, SEGMENT)?;
+                (seed, file, SEGMENT, vec![segment])
+            }
+        };
+        let wal = Self {
+            disk,
+            directory: directory.to_owned(),
+            identity,
+            salt,
+            segments,
+            active,
+            reserved,
+            next_sequence: reading.next_sequence,
+            builder: Builder::default(),
+            buffer: Vec::new(),
+            pending_state: hard_state.clone(),
+            hard_state,
+            pending_index: 0,
+        };
+        Ok((wal, reading.recovered))
+    }
+
+    /// Adds to the next frame.
+    pub fn append(&mut self, hard_state: Option<&HardState>, snapshot: Option<(u64, u64)>, entries: &[Entry]) {
+        if let Some((index, term)) = snapshot {
+            self.builder.snapshot(index, term);
+            self.pending_index = self.pending_index.max(index);
+        }
+        for entry in entries {
+            self.builder.entry(entry);
+            self.pending_index = self.pending_index.max(entry.index);
+        }
+        if let Some(state) = hard_state {
+            self.builder.hard_state(state);
+            self.pending_state = state.clone();
+        }
+    }
+
+    /// Writes the frame and makes it durable.
+    ///
+    /// # Errors
+    /// [`WalError::is_full`]: nothing was written, and it may be called again. Anything else is final.
+    pub fn commit(&mut self) -> Result<(), WalError> {
+        // After a full disk the buffer holds a frame that is still to be written.
+        if self.buffer.is_empty() && !self.builder.is_empty() {
+            self.builder.finish(self.salt, self.next_sequence, &mut self.buffer);
+        }
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let length = self.buffer.len() as u64;
+        if self.end() + length > self.reserved {
+            self.rotate(length)?;
+        }
+        fail::fail_point!("wal_before_write");
+        let end = self.end();
+        self.active.write_at(&self.buffer, end)?;
+        fail::fail_point!("wal_before_sync");
+        self.active.sync().map_err(WalError::Sync)?;
+        fail::fail_point!("wal_after_sync");
+        self.next_sequence += 1;
+        if let Some(segment) = self.segments.last_mut() {
+            segment.end += length;
+            segment.last_index = segment.last_index.max(self.pending_index);
+        }
+        self.pending_index = 0;
+        self.hard_state = self.pending_state.clone();
+        self.buffer.clear();
+        self.buffer.shrink_to(1 << 20);
+        Ok(())
+    }
+
+    fn end(&self) -> u64 {
+        self.segments.last().map_or(0, |segment| segment.end)
+    }
+
+    /// Begins a new segment with room for a frame of `length`.
+    fn rotate(&mut self, length: u64) -> Result<(), WalError> {
+        let header = Header {
+            cluster: self.identity.cluster,
+            member: self.identity.member,
+            first_sequence: self.next_sequence,
+            salt: self.salt,
+            state: [self.hard_state.term, self.hard_state.vote, self.hard_state.commit],
+        };
+        let reserve = SEGMENT.max(HEADER as u64 + length);
+        let (file, segment) = create(&*self.disk, &self.directory, header, reserve)?;
+        self.active = file;
+        self.reserved = reserve;
+        self.segments.push(segment);
+        Ok(())
+    }
+
+    /// Removes segments that hold nothing behind `index`; a durable snapshot covers everything up to it.
+    ///
+    /// # Errors
+    /// The disk's; segments that could not be removed are tried again the next time.
+    pub fn cut(&mut self, index: u64) -> Result<(), WalError> {
+        let mut removed = false;
+        while self.segments.len() > 1 && self.segments.first().is_some_and(|first| first.last_index <= index) {
+            fail::fail_point!("wal_before_cut");
+            if let Some(first) = self.segments.first() {
+                self.disk.remove(&first.path)?;
+            }
+            self.segments.remove(0);
+            removed = true;
+        }
+        if removed {
+            self.disk.sync_dir(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes written and not cut.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.end).sum()
+    }
+}
+
+/// A segment appears under its name only when its header is durable.
+fn create(
+    disk: &dyn Disk,
+    directory: &Path,
+    header: Header,
+    reserve: u64,
+) -> Result<(Box<dyn File>, Segment), WalError> {
+    let path = directory.join(format!("{:016x}{SUFFIX}", header.first_sequence));
+    let temporary = directory.join("next.tmp");
+    let file = disk.create(&temporary)?;
+    file.allocate(reserve)?;
+    file.write_at(&header.encode(), 0)?;
+    file.sync().map_err(WalError::Sync)?;
+    fail::fail_point!("wal_before_rename");
+    disk.rename(&temporary, &path)?;
+    disk.sync_dir(directory).map_err(WalError::Sync)?;
+    Ok((file, Segment { path, header, last_index: 0, end: HEADER as u64 }))
+}
+
+#[cfg(test)]
+mod tests;

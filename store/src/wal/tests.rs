@@ -1,0 +1,172 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use keelson_raft::{Entry, HardState};
+
+use super::*;
+use crate::env::RealDisk;
+
+const IDENTITY: Identity = Identity { cluster: 1, member: 2 };
+
+fn open(directory: &Path) -> Result<(Wal, Recovered), WalError> {
+    Wal::open(Arc::new(RealDisk), directory, IDENTITY, 0, 77)
+}
+
+fn entry(index: u64, term: u64, data: &[u8]) -> Entry {
+    Entry { index, term, data: data.to_vec().into(), ..Entry::default() }
+}
+
+fn state(term: u64, commit: u64) -> HardState {
+    HardState { term, vote: 2, commit, ..HardState::default() }
+}
+
+fn write(wal: &mut Wal, entries: &[Entry]) {
+    wal.append(Some(&state(1, 0)), None, entries);
+    wal.commit().unwrap();
+}
+
+fn segment(directory: &Path) -> std::path::PathBuf {
+    directory.join("0000000000000000.wal")
+}
+
+/// The beginning of the only segment: reading all that is reserved again and again would take long.
+fn head(directory: &Path) -> Vec<u8> {
+    let mut bytes = std::fs::read(segment(directory)).unwrap();
+    bytes.truncate(4096);
+    bytes
+}
+
+#[test]
+fn gives_back_what_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut wal, empty) = open(directory.path()).unwrap();
+    assert_eq!(empty, Recovered::default());
+    write(&mut wal, &[entry(1, 1, b"a"), entry(2, 1, b"b"), entry(3, 1, b"c")]);
+    wal.append(Some(&state(2, 1)), None, &[entry(2, 2, b"B")]);
+    wal.commit().unwrap();
+    drop(wal);
+    let (_, recovered) = open(directory.path()).unwrap();
+    assert_eq!(recovered.hard_state, state(2, 1));
+    assert_eq!(recovered.entries, [entry(1, 1, b"a"), entry(2, 2, b"B")]);
+    let (_, above) = Wal::open(Arc::new(RealDisk), directory.path(), IDENTITY, 1, 0).unwrap();
+    assert_eq!((above.before, above.entries.len()), ((1, 1), 1));
+}
+
+#[test]
+fn another_members_log_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    open(directory.path()).unwrap();
+    let other = Identity { cluster: 1, member: 3 };
+    let error = Wal::open(Arc::new(RealDisk), directory.path(), other, 0, 0).err().unwrap();
+    assert!(matches!(error, WalError::Foreign { found_member: 2, .. }), "{error}");
+}
+
+#[test]
+fn a_snapshot_begins_the_log_anew_unless_it_agrees() {
+    for (term, kept) in [(1, 1), (9, 0)] {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut wal, _) = open(directory.path()).unwrap();
+        write(&mut wal, &[entry(1, 1, b"a"), entry(2, 1, b"b"), entry(3, 1, b"c")]);
+        wal.append(None, Some((2, term)), &[]);
+        wal.commit().unwrap();
+        let (_, recovered) = open(directory.path()).unwrap();
+        assert_eq!((recovered.before, recovered.entries.len()), ((2, term), kept));
+    }
+}
+
+#[test]
+fn segments_rotate_and_are_cut_behind_a_snapshot() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(directory.path()).unwrap();
+    let large = vec![7; 6 << 20];
+    for index in 1..=8 {
+        wal.append(Some(&state(index, index - 1)), None, &[entry(index, index, &large)]);
+        wal.commit().unwrap();
+    }
+    let count = || std::fs::read_dir(directory.path()).unwrap().count();
+    assert_eq!(count(), 4, "two entries fit into a segment");
+    wal.cut(5).unwrap();
+    assert_eq!(count(), 2);
+    drop(wal);
+    let (mut wal, recovered) = open(directory.path()).unwrap();
+    assert_eq!((recovered.before.0, recovered.last_index()), (4, 8));
+    assert_eq!(recovered.hard_state, state(8, 7));
+    wal.append(None, None, &[entry(9, 8, b"x")]);
+    wal.commit().unwrap();
+    wal.cut(100).unwrap();
+    drop(wal);
+    let (_, recovered) = open(directory.path()).unwrap();
+    assert_eq!(recovered.hard_state.term, 8, "the segment that said so is cut, its successor's header repeats it");
+}
+
+/// Whatever a crash leaves of the last frame, everything before it is there and writing goes on.
+#[test]
+fn a_torn_tail_is_repaired_at_every_length() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(directory.path()).unwrap();
+    write(&mut wal, &[entry(1, 1, b"first")]);
+    let kept = wal.end() as usize;
+    write(&mut wal, &[entry(2, 1, b"second, which is torn")]);
+    let end = wal.end() as usize;
+    drop(wal);
+    let whole = head(directory.path());
+    for length in kept..end {
+        let mut torn = whole.clone();
+        torn[length..].fill(0);
+        std::fs::write(segment(directory.path()), &torn).unwrap();
+        let (mut wal, recovered) = open(directory.path()).unwrap();
+        let entries = recovered.entries.len();
+        assert!(entries == 1 || torn == whole, "length {length}");
+        write(&mut wal, &[entry(entries as u64 + 1, 1, b"again")]);
+        let (_, recovered) = open(directory.path()).unwrap();
+        assert_eq!(recovered.entries.len(), entries + 1, "length {length}");
+    }
+}
+
+#[test]
+fn damage_in_the_middle_is_refused_with_its_offset() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(directory.path()).unwrap();
+    write(&mut wal, &[entry(1, 1, b"first")]);
+    let (from, to) = (HEADER, wal.end() as usize);
+    write(&mut wal, &[entry(2, 1, b"second")]);
+    drop(wal);
+    let whole = head(directory.path());
+    // The two reserved words at the end of headers and the padding hold no information.
+    let reserved = [HEADER - 4..HEADER, from + 20..from + 24, to - 8 + (24 + 5 + 17 + 5 + 5 + 24) % 8..to];
+    for at in 0..to {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        std::fs::write(segment(directory.path()), &damaged).unwrap();
+        match open(directory.path()) {
+            Err(WalError::Corrupt { offset, .. }) => {
+                assert_eq!(offset, if at < HEADER { 0 } else { from as u64 }, "byte {at}");
+            }
+            Err(other) => panic!("byte {at}: {other}"),
+            Ok((_, recovered)) => {
+                assert!(reserved.iter().any(|range| range.contains(&at)), "byte {at} was not noticed");
+                assert_eq!(recovered.entries.len(), 2);
+            }
+        }
+    }
+}
+
+/// Arbitrary bytes are refused or repaired; they never panic and never become entries.
+#[test]
+fn arbitrary_bytes_behind_the_header() {
+    let directory = tempfile::tempdir().unwrap();
+    open(directory.path()).unwrap();
+    let fresh = head(directory.path());
+    let mut runner = proptest::test_runner::TestRunner::default();
+    let bytes = proptest::collection::vec(proptest::num::u8::ANY, 0..400);
+    runner
+        .run(&bytes, |bytes| {
+            let mut segment_bytes = fresh.clone();
+            segment_bytes[HEADER..HEADER + bytes.len()].copy_from_slice(&bytes);
+            std::fs::write(segment(directory.path()), &segment_bytes).unwrap();
+            let (_, recovered) = open(directory.path()).unwrap();
+            assert!(recovered.entries.is_empty());
+            Ok(())
+        })
+        .unwrap();
+}
