@@ -196,7 +196,9 @@ impl<'a, 'c> Seed<'a, 'c> {
             }
             self.context.path.truncate(length);
             match (value, field) {
-                (Some(value), Some(field)) if !field.required && !ty.is_custom() && is_empty(&value, ty) => {
+                (Some(value), Some(field))
+                    if !field.required && !ty.is_custom() && is_left_out(&key, &value, ty) =>
+                {
                     map.shift_remove(&key);
                 }
                 (Some(value), _) => {
@@ -237,10 +239,11 @@ impl<'a, 'c> Seed<'a, 'c> {
     }
 }
 
-/// An empty list or map of an optional field is what upstream leaves out. Objects are not: `emptyDir: {}` says much.
-fn is_empty(value: &Value, ty: TypeRef<'_>) -> bool {
+/// An empty list or map of an optional field is what upstream leaves out. Objects are not: `emptyDir: {}` says much;
+/// nor are managed fields, where emptiness is a wish.
+fn is_left_out(key: &str, value: &Value, ty: TypeRef<'_>) -> bool {
     match (value, ty.shape()) {
-        (Value::Array(list), Shape::List(_)) => list.is_empty(),
+        (Value::Array(list), Shape::List(_)) => list.is_empty() && key != "managedFields",
         (Value::Object(map), Shape::Map(_)) => map.is_empty(),
         _ => false,
     }
