@@ -83,21 +83,21 @@ pub(crate) async fn list(resource: &Resource, options: ListOptions) -> Result<Li
         ListVersion::AtLeast(version) => resource.freshen(ReadVersion::AtLeast(version)).await?,
         ListVersion::Exact(version) => {
             let reached = resource.inner.feed.wait_for(version, FRESH_TIMEOUT).await;
-            if let Some(list) = page.from_cache(resource, Some(version))? {
+            if let Some(list) = page.cached_page(resource, Some(version))? {
                 return Ok(list);
             }
-            return page.from_store(resource, Some(version), reached).await;
+            return page.stored_page(resource, Some(version), reached).await;
         }
     };
-    if fresh && let Some(list) = page.from_cache(resource, None)? {
+    if fresh && let Some(list) = page.cached_page(resource, None)? {
         return Ok(list);
     }
-    page.from_store(resource, None, true).await
+    page.stored_page(resource, None, true).await
 }
 
 impl Page<'_> {
     /// `None`: the cache is not filled, or not at the pinned version.
-    fn from_cache(&self, resource: &Resource, pinned: Option<u64>) -> Result<Option<List>, Error> {
+    fn cached_page(&self, resource: &Resource, pinned: Option<u64>) -> Result<Option<List>, Error> {
         let scope = &self.options.scope;
         let reached = resource.inner.feed.reached();
         let state = resource.cache.read();
@@ -141,7 +141,7 @@ impl Page<'_> {
     }
 
     /// Reads at `pinned`, or at the store's present revision. `reached`: the feed has seen `pinned`.
-    async fn from_store(
+    async fn stored_page(
         &self,
         resource: &Resource,
         pinned: Option<u64>,

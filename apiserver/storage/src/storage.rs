@@ -128,7 +128,8 @@ impl Inner {
     pub(crate) async fn current_revision(self: &Arc<Self>) -> Result<u64, StoreError> {
         let batch = self.revisions.join(|| {
             let inner = self.clone();
-            async move {
+            // A task of its own: a caller that is not polled any more must not hold up the others.
+            let task = tokio::spawn(async move {
                 let _turn = inner.revisions.turn.lock().await;
                 // Who comes from here on may have seen a write that this request does not cover.
                 inner.revisions.next.lock().take();
@@ -136,8 +137,9 @@ impl Inner {
                 let result = inner.client.revision(&inner.prefix).await;
                 inner.measure("getCurrentResourceVersion", &"".into(), started, result.is_err());
                 result
-            }
-            .boxed()
+            });
+            task.map(|joined| joined.unwrap_or_else(|error| Err(StoreError::Other(error.to_string()))))
+                .boxed()
         });
         batch.await
     }

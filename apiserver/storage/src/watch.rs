@@ -144,6 +144,10 @@ impl Watch {
             if let Some(resource_version) = self.initial_end.take() {
                 return Some(WatchEvent::Bookmark { resource_version, initial_events_end: true });
             }
+            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.stage = Stage::Over;
+                return self.last_bookmark();
+            }
             // Read before the window: what the window then lacks came later.
             let reached = *self.progress.borrow();
             self.signal.borrow_and_update();
@@ -156,19 +160,9 @@ impl Watch {
                 Look::Nothing => self.delivered = self.delivered.max(reached),
             }
             let now = Instant::now();
-            let ended = self.deadline.is_some_and(|deadline| deadline <= now);
-            if ended {
-                self.stage = Stage::Over;
-            }
-            if self.bookmarks && (ended || self.next_bookmark <= now) {
+            if self.bookmarks && self.next_bookmark <= now {
                 self.next_bookmark = now + BOOKMARK_INTERVAL;
-                return Some(WatchEvent::Bookmark {
-                    resource_version: self.delivered,
-                    initial_events_end: false,
-                });
-            }
-            if ended {
-                return None;
+                return Some(self.bookmark());
             }
             let wake = match (self.deadline, self.bookmarks) {
                 (Some(deadline), true) => Some(deadline.min(self.next_bookmark)),
@@ -190,6 +184,30 @@ impl Watch {
                 () = timer => {}
             }
         }
+    }
+
+    fn bookmark(&self) -> WatchEvent {
+        WatchEvent::Bookmark { resource_version: self.delivered, initial_events_end: false }
+    }
+
+    /// A watch that runs out tells where to go on.
+    fn last_bookmark(&mut self) -> Option<WatchEvent> {
+        if !self.bookmarks {
+            return None;
+        }
+        let reached = *self.progress.borrow();
+        let state = self.cache.read();
+        let same = state.signal.phase == Phase::Ready && state.signal.filling == self.filling;
+        let drained = self.batch.is_empty() && same && self.cursor == state.window.next();
+        // In the middle of a transaction a bookmark would hide its rest.
+        let next = self.batch.front().map(|event| event.revision);
+        drop(state);
+        if drained {
+            self.delivered = self.delivered.max(reached);
+        } else if !same || next == Some(self.delivered) {
+            return None;
+        }
+        Some(self.bookmark())
     }
 
     /// The version up to which everything has been delivered.

@@ -1,6 +1,7 @@
 //! A store process of one test: on free ports, in a directory of its own, gone when dropped.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ pub struct Server {
     client: SocketAddr,
     /// Where clients reach it now.
     listening: SocketAddr,
+    scheme: &'static str,
 }
 
 /// An address that was free a moment ago.
@@ -24,16 +26,26 @@ pub fn free_address() -> SocketAddr {
 
 impl Server {
     pub async fn start() -> Self {
-        let directory = tempfile::Builder::new().prefix("keelson-storage-").tempdir().unwrap();
-        let client = free_address();
-        let process = spawn(&directory, client);
-        let server = Self { process, directory, client, listening: client };
+        let server = Self::spawn(None);
         server.wait().await;
         server
     }
 
+    /// With `ca.crt`, `server.crt` and `server.key` of a directory, for clients of the same authority.
+    pub async fn start_with_tls(certificates: &Path) -> Self {
+        Self::spawn(Some(certificates))
+    }
+
+    fn spawn(certificates: Option<&Path>) -> Self {
+        let directory = tempfile::Builder::new().prefix("keelson-storage-").tempdir().unwrap();
+        let client = free_address();
+        let process = spawn(&directory, client, certificates);
+        let scheme = if certificates.is_some() { "https" } else { "http" };
+        Self { process, directory, client, listening: client, scheme }
+    }
+
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.client)
+        format!("{}://{}", self.scheme, self.client)
     }
 
     pub async fn kill(&mut self) {
@@ -44,14 +56,14 @@ impl Server {
     /// The same data at the same address.
     pub async fn restart(&mut self) {
         self.listening = self.client;
-        self.process = spawn(&self.directory, self.client);
+        self.process = spawn(&self.directory, self.client, None);
         self.wait().await;
     }
 
     /// The same data at an address that the storage does not know.
     pub async fn restart_elsewhere(&mut self) {
         self.listening = free_address();
-        self.process = spawn(&self.directory, self.listening);
+        self.process = spawn(&self.directory, self.listening, None);
         self.wait().await;
     }
 
@@ -86,7 +98,7 @@ impl Server {
     }
 }
 
-fn spawn(directory: &tempfile::TempDir, client: SocketAddr) -> Child {
+fn spawn(directory: &tempfile::TempDir, client: SocketAddr, certificates: Option<&Path>) -> Child {
     let binary = std::env::var("KEELSON_TEST_ETCD").unwrap_or_else(|_| "/usr/bin/etcd".into());
     let peer = free_address();
     let log = std::fs::OpenOptions::new()
@@ -94,19 +106,28 @@ fn spawn(directory: &tempfile::TempDir, client: SocketAddr) -> Child {
         .append(true)
         .open(directory.path().join("log"))
         .expect("a log file in the test's own directory");
-    Command::new(&binary)
+    let scheme = if certificates.is_some() { "https" } else { "http" };
+    let mut command = Command::new(&binary);
+    command
         .args(["--name", "test", "--data-dir"])
         .arg(directory.path().join("data"))
-        .args(["--listen-client-urls", &format!("http://{client}")])
-        .args(["--advertise-client-urls", &format!("http://{client}")])
+        .args(["--listen-client-urls", &format!("{scheme}://{client}")])
+        .args(["--advertise-client-urls", &format!("{scheme}://{client}")])
         .args(["--listen-peer-urls", &format!("http://{peer}")])
         // Fixed, because a member's identity is derived from it.
         .args(["--initial-advertise-peer-urls", "http://127.0.0.1:1"])
         .args(["--initial-cluster", "test=http://127.0.0.1:1"])
         .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .unwrap_or_else(|error| panic!("{binary}: {error}"))
+        .stderr(log);
+    if let Some(certificates) = certificates {
+        command.arg("--client-cert-auth");
+        for (flag, file) in
+            [("--trusted-ca-file", "ca.crt"), ("--cert-file", "server.crt"), ("--key-file", "server.key")]
+        {
+            command.arg(flag).arg(certificates.join(file));
+        }
+    }
+    command.spawn().unwrap_or_else(|error| panic!("{binary}: {error}"))
 }
 
 impl Drop for Server {
