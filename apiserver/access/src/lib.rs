@@ -14,6 +14,7 @@ pub mod authn;
 pub mod authz;
 pub mod bootstrap;
 pub mod observed;
+mod pod_references;
 pub mod state;
 pub mod status;
 pub mod token;

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
 use crate::observed::{Event, Observer, Resource};
+use crate::pod_references::token_audiences;
 
 /// Facts by namespace and name.
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub struct Pod {
     pub node: Box<str>,
     pub service_account: Box<str>,
     pub deleted_at: Option<i64>,
+    /// Of its projected tokens, without the API server's.
+    pub token_audiences: Vec<Box<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,44 +117,60 @@ struct Facts {
 
 /// What exists, as far as it has been observed.
 #[derive(Debug, Default)]
-pub struct State(RwLock<Facts>);
+pub struct State {
+    facts: RwLock<Facts>,
+    service_account_seen: Notify,
+}
 
 impl State {
     #[must_use]
     pub fn namespace(&self, name: &str) -> Option<Namespace> {
-        self.0.read().namespaces.get(name).cloned()
+        self.facts.read().namespaces.get(name).cloned()
     }
 
     /// The node's UID.
     #[must_use]
     pub fn node_uid(&self, name: &str) -> Option<Box<str>> {
-        self.0.read().nodes.get(name).cloned()
+        self.facts.read().nodes.get(name).cloned()
     }
 
     #[must_use]
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
-        self.0.read().pods.get(namespace, name).cloned()
+        self.facts.read().pods.get(namespace, name).cloned()
     }
 
     #[must_use]
     pub fn secret(&self, namespace: &str, name: &str) -> Option<Secret> {
-        self.0.read().secrets.get(namespace, name).cloned()
+        self.facts.read().secrets.get(namespace, name).cloned()
     }
 
     #[must_use]
     pub fn service_account(&self, namespace: &str, name: &str) -> Option<Arc<ServiceAccount>> {
-        self.0.read().service_accounts.get(namespace, name).cloned()
+        self.facts.read().service_accounts.get(namespace, name).cloned()
+    }
+
+    /// Resolves when the account has been observed; the caller bounds the wait.
+    pub async fn service_account_appears(&self, namespace: &str, name: &str) -> Arc<ServiceAccount> {
+        loop {
+            // Registered before the look, so that nothing between the two is missed.
+            let mut seen = std::pin::pin!(self.service_account_seen.notified());
+            seen.as_mut().enable();
+            if let Some(account) = self.service_account(namespace, name) {
+                return account;
+            }
+            seen.await;
+        }
     }
 
     #[must_use]
     pub fn priority_class(&self, name: &str) -> Option<PriorityClass> {
-        self.0.read().priority_classes.get(name).cloned()
+        self.facts.read().priority_classes.get(name).cloned()
     }
 
     /// The class of pods that name none: the global default of the lowest value.
     #[must_use]
     pub fn default_priority_class(&self) -> Option<PriorityClass> {
-        let facts = self.0.read();
+        let facts = self.facts.read();
         facts
             .priority_classes
             .values()
@@ -162,7 +182,7 @@ impl State {
     /// The `spec.limits` of each LimitRange of a namespace.
     #[must_use]
     pub fn limit_ranges(&self, namespace: &str) -> Vec<(String, Arc<Value>)> {
-        let facts = self.0.read();
+        let facts = self.facts.read();
         let mut ranges: Vec<_> = facts
             .limit_ranges
             .in_namespace(namespace)
@@ -185,7 +205,7 @@ impl Observer for State {
 impl State {
     fn upsert(&self, resource: Resource, object: &Value) {
         let (namespace, name) = key(object);
-        let mut facts = self.0.write();
+        let mut facts = self.facts.write();
         match resource {
             Resource::Namespaces => {
                 facts.namespaces.insert(name.into(), namespace_facts(object));
@@ -200,6 +220,10 @@ impl State {
                     node: text(&spec["nodeName"]).into(),
                     service_account: text(&spec["serviceAccountName"]).into(),
                     deleted_at: deleted_at(object),
+                    token_audiences: token_audiences(object)
+                        .filter(|audience| !audience.is_empty())
+                        .map(Into::into)
+                        .collect(),
                 };
                 facts.pods.insert(namespace, name, pod);
             }
@@ -210,6 +234,7 @@ impl State {
             }
             Resource::ServiceAccounts => {
                 facts.service_accounts.insert(namespace, name, Arc::new(service_account_facts(object)));
+                self.service_account_seen.notify_waiters();
             }
             Resource::PriorityClasses => {
                 let class = PriorityClass {
@@ -228,7 +253,7 @@ impl State {
     }
 
     fn delete(&self, resource: Resource, namespace: &str, name: &str) {
-        let mut facts = self.0.write();
+        let mut facts = self.facts.write();
         match resource {
             Resource::Namespaces => drop(facts.namespaces.remove(name)),
             Resource::Nodes => drop(facts.nodes.remove(name)),
@@ -321,8 +346,7 @@ mod tests {
         let pod = json!({"metadata": {"namespace": "a", "name": "p", "uid": "1",
             "deletionTimestamp": "1970-01-01T00:01:00Z"}, "spec": {"nodeName": "n"}});
         state.observe(Resource::Pods, Event::Upsert(&pod));
-        let expected =
-            Pod { uid: "1".into(), node: "n".into(), service_account: "".into(), deleted_at: Some(60) };
+        let expected = Pod { uid: "1".into(), node: "n".into(), deleted_at: Some(60), ..Pod::default() };
         assert_eq!(state.pod("a", "p"), Some(expected));
         assert_eq!(state.pod("b", "p"), None);
         state.observe(Resource::Pods, Event::Delete { namespace: "a", name: "p" });

@@ -2,6 +2,11 @@
 //!
 //! One trait, one file per plugin. All plugins mutate, then all validate, in upstream's order.
 
+pub mod namespace_lifecycle;
+pub mod node_defaults;
+pub mod priority;
+pub mod service_account;
+
 use futures::future::BoxFuture;
 use serde_json::Value;
 
@@ -85,5 +90,87 @@ pub trait Admission: Send + Sync {
 
     fn validate<'a>(&'a self, _request: &'a AdmissionRequest<'_>) -> Admitted<'a> {
         Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+fn admitted<'a>() -> Admitted<'a> {
+    Box::pin(std::future::ready(Ok(())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    /// A request in the making.
+    pub(crate) struct Given<'a> {
+        pub user: UserInfo,
+        pub operation: Operation,
+        pub group: &'a str,
+        pub kind: &'a str,
+        pub resource: &'a str,
+        pub subresource: &'a str,
+        pub namespace: &'a str,
+        pub name: &'a str,
+        pub old: Option<Value>,
+    }
+
+    impl Default for Given<'_> {
+        fn default() -> Self {
+            Self {
+                user: UserInfo::new("someone", &[]),
+                operation: Operation::Create,
+                group: "",
+                kind: "",
+                resource: "",
+                subresource: "",
+                namespace: "",
+                name: "",
+                old: None,
+            }
+        }
+    }
+
+    fn request<'a>(given: &'a Given<'a>, object: &'a mut Value) -> AdmissionRequest<'a> {
+        AdmissionRequest {
+            user: &given.user,
+            operation: given.operation,
+            group: given.group,
+            version: "v1",
+            kind: given.kind,
+            resource: given.resource,
+            subresource: given.subresource,
+            namespace: given.namespace,
+            name: given.name,
+            object: (given.operation != Operation::Delete).then_some(object),
+            old_object: given.old.as_ref(),
+            dry_run: false,
+            options: &Value::Null,
+            warnings: Vec::new(),
+            annotations: Vec::new(),
+        }
+    }
+
+    /// The object as the plugin leaves it. The plugin may not wait.
+    pub(crate) fn mutate(
+        plugin: &dyn Admission,
+        given: &Given<'_>,
+        mut object: Value,
+    ) -> Result<Value, Status> {
+        if plugin.handles(given.operation) {
+            plugin.mutate(&mut request(given, &mut object)).now_or_never().unwrap()?;
+        }
+        Ok(object)
+    }
+
+    pub(crate) fn validate(
+        plugin: &dyn Admission,
+        given: &Given<'_>,
+        mut object: Value,
+    ) -> Result<(), Status> {
+        if !plugin.handles(given.operation) {
+            return Ok(());
+        }
+        plugin.validate(&request(given, &mut object)).now_or_never().unwrap()
     }
 }

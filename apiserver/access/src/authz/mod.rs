@@ -5,6 +5,8 @@
 
 pub mod attributes;
 pub mod escalation;
+pub mod node;
+mod node_graph;
 pub mod rbac;
 pub mod rules;
 pub mod union;
