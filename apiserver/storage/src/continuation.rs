@@ -43,22 +43,25 @@ impl Continuation {
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|error| invalid(error.to_string()))?;
         let wire: Wire = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
         if wire.v != FORMAT {
-            return Err(invalid("server does not recognize this encoded version".into()));
+            return Err(invalid(format!("server does not recognize this encoded version {}", wire.v)));
         }
         let version = match wire.rv {
-            INCONSISTENT => None,
-            version if version > 0 => Some(version as u64),
-            _ => {
+            0 => {
                 return Err(invalid(
                     "incorrect encoded start resourceVersion (version meta.k8s.io/v1)".into(),
                 ));
             }
+            version => u64::try_from(version).ok(),
         };
-        let escapes = wire.start.split('/').any(|part| matches!(part, "" | "." | ".."));
-        if escapes {
-            return Err(invalid(format!("{:?}", wire.start)));
+        if wire.start.is_empty() {
+            return Err(invalid("encoded start key empty (version meta.k8s.io/v1)".into()));
         }
-        Ok(Self { version, start: wire.start })
+        let start = wire.start.strip_prefix('/').unwrap_or(&wire.start);
+        // Nothing may lead out of the listed prefix.
+        if start.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(invalid(wire.start));
+        }
+        Ok(Self { version, start: start.to_owned() })
     }
 }
 
@@ -79,16 +82,26 @@ mod tests {
 
     #[test]
     fn foreign_tokens_are_refused() {
-        fn check(json: &str) {
-            let error = Continuation::decode(&URL_SAFE_NO_PAD.encode(json)).unwrap_err();
-            assert!(matches!(error, Error::InvalidContinue(_)), "{json}: {error}");
+        fn check(json: &str, expected: &str) {
+            let error = Continuation::decode(&URL_SAFE_NO_PAD.encode(json)).unwrap_err().to_string();
+            assert_eq!(error, format!("continue key is not valid: {expected}"), "{json}");
         }
-        check(r#"{"v":"meta.k8s.io/v2","rv":1,"start":"a"}"#);
-        check(r#"{"v":"meta.k8s.io/v1","rv":0,"start":"a"}"#);
-        check(r#"{"v":"meta.k8s.io/v1","rv":-2,"start":"a"}"#);
-        check(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"../secrets/a"}"#);
-        check(r#"{"v":"meta.k8s.io/v1","rv":1,"start":""}"#);
-        check("nonsense");
-        assert!(Continuation::decode("§").is_err());
+        check(
+            r#"{"v":"meta.k8s.io/v2","rv":1,"start":"a"}"#,
+            "server does not recognize this encoded version meta.k8s.io/v2",
+        );
+        check(
+            r#"{"v":"meta.k8s.io/v1","rv":0,"start":"a"}"#,
+            "incorrect encoded start resourceVersion (version meta.k8s.io/v1)",
+        );
+        check(
+            r#"{"v":"meta.k8s.io/v1","rv":1,"start":""}"#,
+            "encoded start key empty (version meta.k8s.io/v1)",
+        );
+        check(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"../secrets/a"}"#, "../secrets/a");
+        check(r#"{"v":"meta.k8s.io/v1","rv":1,"start":"a/"}"#, "a/");
+        for token in ["nonsense", "§", "e30"] {
+            assert!(matches!(Continuation::decode(token), Err(Error::InvalidContinue(_))), "{token}");
+        }
     }
 }

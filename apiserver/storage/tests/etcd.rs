@@ -1,5 +1,5 @@
-//! The storage against a real etcd: Debian's, or the one that `KEELSON_TEST_ETCD` names (kube-store takes
-//! the same flags).
+//! The storage against a real etcd: Debian's, or the one that `KEELSON_TEST_ETCD` names. Where kube-store
+//! has been built, which takes the same flags, all of it runs once more against that.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -677,4 +677,24 @@ async fn the_next_endpoint_serves_when_one_is_gone() {
     timely(storage.wait_ready()).await;
     maps.create(key("a"), map("a", 0), None).await.unwrap();
     assert_eq!(timely(maps.get(key("a"), ReadVersion::Latest)).await.unwrap().name(), "a");
+}
+
+/// Runs this file's other tests against kube-store, if it has been built.
+#[test]
+fn kube_store_serves_as_well() {
+    const SELF: &str = "kube_store_serves_as_well";
+    let this = std::env::current_exe().unwrap();
+    // target/<profile>/deps/etcd-<hash> → target/<profile>/kube-store
+    let store = this.ancestors().nth(2).unwrap().join("kube-store");
+    if std::env::var_os(server::BINARY).is_some() || !store.exists() {
+        eprintln!("{} is not there", store.display());
+        return;
+    }
+    let output = std::process::Command::new(this)
+        .env(server::BINARY, &store)
+        .args(["--skip", SELF, "--test-threads", "4"])
+        .output()
+        .unwrap();
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("test result: ok"), "{text}\n{errors}");
 }

@@ -10,6 +10,9 @@ use keelson_proto::etcd::etcdserverpb::kv_client::KvClient;
 use keelson_proto::etcd::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
 use tonic::transport::Channel;
 
+/// Names the binary to test against.
+pub const BINARY: &str = "KEELSON_TEST_ETCD";
+
 pub struct Server {
     process: Child,
     directory: tempfile::TempDir,
@@ -99,7 +102,7 @@ impl Server {
 }
 
 fn spawn(directory: &tempfile::TempDir, client: SocketAddr, certificates: Option<&Path>) -> Child {
-    let binary = std::env::var("KEELSON_TEST_ETCD").unwrap_or_else(|_| "/usr/bin/etcd".into());
+    let binary = std::env::var(BINARY).unwrap_or_else(|_| "/usr/bin/etcd".into());
     let peer = free_address();
     let log = std::fs::OpenOptions::new()
         .create(true)
