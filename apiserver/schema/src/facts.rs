@@ -53,6 +53,8 @@ pub struct Field {
     pub patch: PatchStrategy,
     pub merge_key: Option<&'static str>,
     pub default: Option<&'static str>,
+    /// An object that upstream holds by value: it is never absent, only empty.
+    pub present: bool,
 }
 
 /// What a strategic merge patch does with a field.
@@ -120,6 +122,7 @@ fn parse_field(words: std::str::Split<'static, char>) -> Field {
             ("retain-keys", None) => field.patch.retain_keys = true,
             ("replace", None) => field.patch.replace = true,
             ("default", value) => field.default = value,
+            ("present", None) => field.present = true,
             _ => debug_assert!(false, "facts.txt: {word:?} means nothing"),
         }
     }
@@ -152,6 +155,9 @@ mod tests {
                 if let Some(key) = facts.merge_key {
                     assert!(found.ty().item().unwrap().field(key).is_some(), "{name}.{field} by {key}");
                 }
+                if facts.present {
+                    assert!(matches!(shape, Shape::Object(_)), "{name}.{field}");
+                }
                 if facts.atomic.is_some() {
                     assert!(matches!(shape, Shape::Map(_) | Shape::Object(_)), "{name}.{field}");
                 }
@@ -169,7 +175,8 @@ mod tests {
     fn every_line_is_understood() {
         for line in include_str!("facts.txt").lines().filter(|l| l.starts_with("  ")) {
             for word in line.trim().split(' ').skip(1) {
-                let known = ["set", "unmarked", "atomic", "granular", "merge", "retain-keys", "replace", "-"];
+                let known =
+                    ["set", "unmarked", "atomic", "granular", "merge", "retain-keys", "replace", "present"];
                 let key = word.split('=').next().unwrap();
                 assert!(
                     known.contains(&word) || word.contains('=') || line.contains("  union"),

@@ -117,6 +117,8 @@ pub struct Field {
     pub required: bool,
     /// Custom resources only: null is a value.
     pub nullable: bool,
+    /// Built-in objects only: never absent, only empty.
+    pub present: bool,
     pub patch: PatchStrategy,
     pub merge_key: Option<Arc<str>>,
     pub default: Option<Box<Value>>,

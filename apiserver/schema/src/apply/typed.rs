@@ -317,6 +317,7 @@ fn compare_as(
     result: &mut Comparison,
 ) -> bool {
     let none = Map::new();
+    let empty = Value::Object(Map::new());
     match atom {
         Atom::Map { atomic: false } => {
             let maps = [left, right].map(|side| side.and_then(Value::as_object).unwrap_or(&none));
@@ -324,8 +325,13 @@ fn compare_as(
                 let only_right = maps[1].iter().filter(|(key, _)| !maps[0].contains_key(*key));
                 for (key, _) in maps[0].iter().chain(only_right) {
                     let Some(child) = at_key(ty, key) else { continue };
+                    // An object that is never absent is empty where it is not written.
+                    let present = !ty.is_custom() && ty.field(key).is_some_and(|field| field.present);
+                    let side = |at: usize, whole: Option<&Value>| {
+                        maps[at].get(key).or((present && whole.is_some()).then_some(&empty))
+                    };
                     path.push(Element::field(key));
-                    compare_at(maps[0].get(key), maps[1].get(key), child, path, result);
+                    compare_at(side(0, left), side(1, right), child, path, result);
                     path.pop();
                 }
                 return false;

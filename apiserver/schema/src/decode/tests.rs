@@ -6,12 +6,41 @@ fn ty(group: &str, kind: &str) -> TypeRef<'static> {
     Schemas::builtin().of(group, "v1", kind).unwrap()
 }
 
+/// Without empty objects: most tests are not about those that are always written.
+fn bare(value: Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(key, value)| (key, bare(value)))
+            .filter(|(_, value)| *value != json!({}))
+            .collect(),
+        Value::Array(list) => list.into_iter().map(bare).collect(),
+        other => other,
+    }
+}
+
+#[test]
+fn present_objects() {
+    let check = |group, kind, input: Value, expected: Value| {
+        assert_eq!(decode_value(input, ty(group, kind)).unwrap().value, expected);
+    };
+    check("", "ConfigMap", json!({}), json!({"metadata": {}}));
+    check("", "Service", json!({}), json!({"metadata": {}, "spec": {}, "status": {"loadBalancer": {}}}));
+    check(
+        "",
+        "Pod",
+        json!({"spec": {"containers": [{"name": "a"}], "volumes": [{"name": "v", "emptyDir": {}}]}}),
+        json!({"metadata": {}, "spec": {
+            "containers": [{"name": "a", "resources": {}}], "volumes": [{"name": "v", "emptyDir": {}}]}, "status": {}}),
+    );
+}
+
 #[test]
 fn deployments() {
     let check = |input: &str, expected: Result<Value, &str>| {
         let result = decode(input.as_bytes(), Format::Json, ty("apps", "Deployment"));
         match (result, expected) {
-            (Ok(decoded), Ok(value)) => assert_eq!(decoded.value, value, "{input}"),
+            (Ok(decoded), Ok(value)) => assert_eq!(bare(decoded.value), bare(value), "{input}"),
             (Err(error), Err(text)) => assert_eq!(error.to_string(), text, "{input}"),
             (result, _) => panic!("{input}: {result:?}"),
         }
@@ -73,10 +102,9 @@ fn deployments() {
         r#"{"metadata":{"annotations":{"a":null},"finalizers":[]}}"#,
         Ok(json!({"metadata":{"annotations":{"a":""}}})),
     );
-    let volumes = json!({"spec":{"template":{"spec":{"volumes":[{"name":"v","emptyDir":{}}]}}}});
-    check(&volumes.to_string(), Ok(volumes));
-    let managed = json!({"metadata":{"managedFields":[{}]}});
-    check(&managed.to_string(), Ok(managed));
+    let managed =
+        decode(br#"{"metadata":{"managedFields":[{}]}}"#, Format::Json, ty("apps", "Deployment")).unwrap();
+    assert_eq!(managed.value["metadata"]["managedFields"], json!([{}]));
 }
 
 #[test]
@@ -84,7 +112,7 @@ fn strictness() {
     let check = |input: &str, format, complaints: &str, value: Value| {
         let decoded = decode(input.as_bytes(), format, ty("", "Pod")).unwrap();
         assert_eq!(decoded.strict_error().unwrap_or_default(), complaints, "{input}");
-        assert_eq!(decoded.value, value, "{input}");
+        assert_eq!(bare(decoded.value), bare(value), "{input}");
     };
     check(
         r#"{"spec":{"foo":{"a":[1]},"hostNetwork":true}}"#,

@@ -216,6 +216,9 @@ impl<'a, 'c> Seed<'a, 'c> {
             }
         }
         self.context.depth -= 1;
+        if definition.is_some() {
+            add_present(&mut map, self.ty);
+        }
         Ok(map)
     }
 
@@ -236,6 +239,20 @@ impl<'a, 'c> Seed<'a, 'c> {
         self.context.path.truncate(length);
         self.context.depth -= 1;
         Ok(Value::Array(list))
+    }
+}
+
+/// Objects that upstream holds by value are written even when nothing is in them.
+fn add_present(map: &mut Map<String, Value>, ty: TypeRef<'_>) {
+    if ty.is_custom() {
+        return;
+    }
+    for field in ty.fields().filter(|field| field.present) {
+        if !map.contains_key(field.name()) {
+            let mut empty = Map::new();
+            add_present(&mut empty, field.ty());
+            map.insert(field.name().to_owned(), Value::Object(empty));
+        }
     }
 }
 

@@ -179,9 +179,13 @@ impl Builder {
         let mut fields = Vec::new();
         for (field, schema) in schema["properties"].as_object().into_iter().flatten() {
             let facts = definition_facts.as_ref().and_then(|d| d.field(field));
+            let is_metadata = field == "metadata"
+                && reference(schema)
+                    .is_some_and(|name| name.ends_with(".ObjectMeta") || name.ends_with(".ListMeta"));
             fields.push(Field {
                 name: self.word(field),
                 ty: self.field_type(schema, facts),
+                present: is_metadata || facts.is_some_and(|f| f.present),
                 required: required.contains(&field.as_str()),
                 nullable: false,
                 patch: facts.map(|f| f.patch).unwrap_or_default(),

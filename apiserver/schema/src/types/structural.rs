@@ -54,6 +54,7 @@ fn field(name: &str, ty: TypeId, required: bool) -> Field {
         ty,
         required,
         nullable: false,
+        present: false,
         patch: PatchStrategy::default(),
         merge_key: None,
         default: None,
