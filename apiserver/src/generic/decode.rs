@@ -1,0 +1,91 @@
+//! Request bodies to values, with `fieldValidation` applied and `kind`/`apiVersion` checked.
+
+use http::{HeaderMap, header};
+use keelson_schema::decode::{self, Decoded, Format};
+use serde_json::Value;
+
+use crate::{
+    encoding::accept::SPOKEN,
+    http::chain::WarningList,
+    request::options::FieldValidation,
+    served::Served,
+    status::Status,
+};
+
+/// The format of a request body; absent is JSON.
+pub fn format(headers: &HeaderMap) -> Result<Format, Status> {
+    match media_type(headers) {
+        "" | "application/json" => Ok(Format::Json),
+        "application/yaml" => Ok(Format::Yaml),
+        _ => Err(Status::unsupported_media_type(SPOKEN)),
+    }
+}
+
+/// The content type without its parameters.
+pub fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
+}
+
+/// Decodes a body that must be an object of the endpoint's kind.
+pub fn object(
+    served: &Served,
+    bytes: &[u8],
+    format: Format,
+    validation: FieldValidation,
+    warnings: &WarningList,
+) -> Result<Value, Status> {
+    let resource = &served.kind.resource;
+    let decoded = decode::decode(bytes, format, served.ty).map_err(|error| {
+        Status::bad_request(error.cannot_be_handled(&resource.version, &resource.kind))
+    })?;
+    let mut value = checked(decoded, validation, warnings)?;
+    type_meta(&mut value, &resource.kind, &resource.gvk().api_version())?;
+    Ok(value)
+}
+
+/// Applies `fieldValidation` to what decoding noticed.
+pub fn checked(decoded: Decoded, validation: FieldValidation, warnings: &WarningList) -> Result<Value, Status> {
+    match validation {
+        FieldValidation::Ignore => {}
+        FieldValidation::Warn => {
+            warnings.extend(decoded.unknown);
+            warnings.extend(decoded.duplicate);
+        }
+        FieldValidation::Strict => {
+            if let Some(message) = decoded.strict_error() {
+                return Err(Status::bad_request(message));
+            }
+        }
+    }
+    Ok(decoded.value)
+}
+
+/// Fills absent `kind` and `apiVersion`; other ones than the endpoint's are an error.
+pub fn type_meta(value: &mut Value, kind: &str, api_version: &str) -> Result<(), Status> {
+    let text = |field: &str| value[field].as_str().unwrap_or_default();
+    let (found_kind, found_version) = (text("kind"), text("apiVersion"));
+    if (!found_kind.is_empty() && found_kind != kind)
+        || (!found_version.is_empty() && found_version != api_version)
+    {
+        let group = |version: &str| version.rsplit_once('/').map_or(String::new(), |(g, _)| g.to_string());
+        let version = |text: &str| text.rsplit('/').next().unwrap_or_default().to_string();
+        return Err(Status::bad_request(format!(
+            "{found_kind} in version {:?} cannot be handled as a {kind}: converting ({}.{}).{found_kind} to ({}.{}).{kind}: unknown conversion",
+            version(found_version),
+            group(found_version),
+            version(found_version),
+            group(api_version),
+            version(api_version),
+        )));
+    }
+    let Some(map) = value.as_object_mut() else {
+        return Err(Status::bad_request("the body is not an object"));
+    };
+    // First in the object, as every reader expects them.
+    map.shift_remove("kind");
+    map.shift_remove("apiVersion");
+    map.shift_insert(0, "kind".into(), kind.into());
+    map.shift_insert(1, "apiVersion".into(), api_version.into());
+    Ok(())
+}

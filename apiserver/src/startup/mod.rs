@@ -1,0 +1,286 @@
+//! From flags to a running server and back: bind, connect, fill the caches, ensure what every cluster has, serve,
+//! drain.
+//!
+//! The port is bound and served from the first moment, so that probes get an answer; `/readyz` stays false until the
+//! caches are filled, access has seen them and the bootstrap objects exist.
+
+pub mod bootstrap;
+pub mod identity;
+pub mod kubernetes_service;
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keelson_component_base::{
+    health::Checks,
+    metrics::Registry,
+    tls::{ClientAuth, ServerTls, TlsError},
+};
+use keelson_registry::Kind;
+use keelson_storage::{Storage, StoreConfig, StoreError, StoreTls};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, ConfigError},
+    discovery::Discovery,
+    http::{Listener, Service},
+    metrics::Metrics,
+    openapi::OpenApi,
+    served::{NoSchema, Table},
+    server::Server,
+    services::{Services, repair},
+    streams::{Kubelet, KubeletConfigError},
+};
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("invalid flags")]
+    Config(#[from] ConfigError),
+    #[error("listening on {address}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("serving certificate")]
+    Tls(#[from] TlsError),
+    #[error("store")]
+    Store(#[from] StoreError),
+    #[error("schemas")]
+    Schema(#[from] NoSchema),
+    #[error("access")]
+    Access(#[from] identity::AccessError),
+    #[error("kubelet client")]
+    Kubelet(#[from] KubeletConfigError),
+    #[error("no address of this host can be advertised; give --advertise-address")]
+    Advertise,
+    #[error("{0}")]
+    Signals(std::io::Error),
+}
+
+/// What has happened since the start, as the health checks tell it.
+#[derive(Default)]
+struct Progress {
+    access_fed: AtomicBool,
+    bootstrapped: AtomicBool,
+    service_ensured: AtomicBool,
+    shutting_down: AtomicBool,
+}
+
+/// Runs a server until `stop`; returns when it has drained.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartError> {
+    let started = Instant::now();
+    config.validate()?;
+    let address = SocketAddr::new(config.bind_address, config.secure_port);
+    let tcp = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let tls = ServerTls {
+        cert_file: config.tls_cert_file.clone(),
+        key_file: config.tls_private_key_file.clone(),
+        client_ca_file: config.client_ca_file.clone(),
+        client_auth: ClientAuth::Optional,
+    }
+    .server_config(&[b"h2", b"http/1.1"])?;
+
+    // Ends what belongs to storage, after the last request.
+    let background = CancellationToken::new();
+    let (server, feed, progress) = build(config, background.clone())?;
+    let serving = CancellationToken::new();
+    let listener = Listener { tcp, tls };
+    let served = tokio::spawn(listener.serve(Service::new(&server), serving.clone()));
+    tracing::info!(%address, advertised = %server.advertised(), "Serving securely");
+
+    let startup = tokio::spawn(start(server.clone(), feed, progress.clone(), background.clone(), started));
+    stop.cancelled().await;
+    startup.abort();
+    progress.shutting_down.store(true, Ordering::Release);
+    tracing::info!("Shutting down: readyz is false from now on");
+    if !server.config.shutdown_delay_duration.is_zero() {
+        tokio::time::sleep(server.config.shutdown_delay_duration).await;
+    }
+    background.cancel();
+    // Watches end, then connections drain.
+    server.shutdown.cancel();
+    serving.cancel();
+    if let Err(error) = served.await {
+        tracing::warn!(%error, "the listener ended badly");
+    }
+    Ok(())
+}
+
+/// Everything that needs no store yet.
+fn build(
+    config: Config,
+    background: CancellationToken,
+) -> Result<(Arc<Server>, identity::Feed, Arc<Progress>), StartError> {
+    let mut store = StoreConfig::new(config.etcd_servers.clone());
+    store.prefix.clone_from(&config.etcd_prefix);
+    if config.etcd_cafile.is_some() || config.etcd_certfile.is_some() {
+        store.tls = Some(StoreTls {
+            ca_file: config.etcd_cafile.clone(),
+            client: config.etcd_certfile.clone().zip(config.etcd_keyfile.clone()),
+        });
+    }
+    let _ = background;
+    let shutdown = CancellationToken::new();
+    let storage = Storage::connect(store, CancellationToken::new())?;
+    let enabled = versions(&config);
+    let table = Table::new(&storage, |kind| enabled(kind))?;
+    let (access, feed) = identity::build(&config, &table)?;
+    let address = advertised(&config)?;
+    let services = Services::new(
+        storage.raw(),
+        config.service_cluster_ip_range.clone(),
+        config.service_node_port_range,
+    );
+    let registry = Registry::new();
+    storage.metrics().register(&registry);
+    let checks = Checks::new();
+    let progress = Arc::new(Progress::default());
+    add_checks(&checks, &storage, &progress);
+    let kubelet = Kubelet::new(&config)?;
+    let kinds = table.kinds().to_vec();
+    let secure = match address {
+        IpAddr::V4(ip) => format!("{ip}:{}", config.secure_port),
+        IpAddr::V6(ip) => format!("[{ip}]:{}", config.secure_port),
+    };
+    let server = Server {
+        address,
+        storage,
+        table,
+        access,
+        services,
+        kubelet,
+        metrics: Metrics::new(registry),
+        checks,
+        discovery: Discovery::new(&kinds, &secure),
+        openapi: OpenApi::new(&kinds),
+        shutdown,
+        config,
+    };
+    Ok((Arc::new(server), feed, progress))
+}
+
+/// `--runtime-config`: what is on beyond the defaults (stable versions).
+fn versions(config: &Config) -> impl Fn(&Kind) -> bool + use<> {
+    let settings: Vec<(String, bool)> = config
+        .runtime_config
+        .iter()
+        .map(|entry| {
+            let (key, value) = entry.split_once('=').unwrap_or((entry, "true"));
+            (key.to_string(), value != "false")
+        })
+        .collect();
+    move |kind: &Kind| {
+        let resource = &kind.resource;
+        let version = resource.version.as_ref();
+        let stage = match (version.contains("alpha"), version.contains("beta")) {
+            (true, _) => "api/alpha",
+            (_, true) => "api/beta",
+            _ => "api/ga",
+        };
+        let setting = |key: &str| settings.iter().rev().find(|(known, _)| known == key).map(|(_, on)| *on);
+        setting(&resource.api_version())
+            .or_else(|| setting(stage))
+            .or_else(|| setting("api/all"))
+            .unwrap_or(stage == "api/ga")
+    }
+}
+
+fn add_checks(checks: &Checks, storage: &Storage, progress: &Arc<Progress>) {
+    let check = |flag: fn(&Progress) -> bool, why: &'static str| {
+        let progress = progress.clone();
+        move || if flag(&progress) { Ok(()) } else { Err(why.to_string()) }
+    };
+    let ready = storage.clone();
+    checks.add_readiness("etcd-readiness", move || {
+        if ready.ready() { Ok(()) } else { Err("the caches are not filled".into()) }
+    });
+    checks.add_readiness(
+        "informer-sync",
+        check(|p| p.access_fed.load(Ordering::Acquire), "access has not seen all objects yet"),
+    );
+    checks.add_readiness(
+        "poststarthook/rbac/bootstrap-roles",
+        check(|p| p.bootstrapped.load(Ordering::Acquire), "not finished"),
+    );
+    checks.add_readiness(
+        "poststarthook/bootstrap-controller",
+        check(|p| p.service_ensured.load(Ordering::Acquire), "not finished"),
+    );
+    checks.add_readiness(
+        "shutdown",
+        check(|p| !p.shutting_down.load(Ordering::Acquire), "process is shutting down"),
+    );
+}
+
+/// Brings the server from serving to ready.
+async fn start(
+    server: Arc<Server>,
+    feed: identity::Feed,
+    progress: Arc<Progress>,
+    background: CancellationToken,
+    started: Instant,
+) {
+    let mut pending = feed.start();
+    server.storage.wait_ready().await;
+    if pending.wait_for(|left| *left == 0).await.is_err() {
+        return;
+    }
+    progress.access_fed.store(true, Ordering::Release);
+    retry("bootstrap objects", || bootstrap::ensure(&server)).await;
+    progress.bootstrapped.store(true, Ordering::Release);
+    retry("the kubernetes service", || kubernetes_service::ensure(&server)).await;
+    progress.service_ensured.store(true, Ordering::Release);
+    tracing::info!(after = ?started.elapsed(), "Ready");
+    keelson_component_base::systemd::notify_ready();
+    tokio::join!(
+        kubernetes_service::run(server.clone(), background.clone()),
+        repair::run(server.clone(), background.clone()),
+        bootstrap::aggregate(server.clone()),
+        forget(server.clone(), background),
+    );
+}
+
+async fn retry<F, Fut>(what: &str, work: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<(), crate::status::Status>>,
+{
+    let mut pause = Duration::from_millis(50);
+    while let Err(error) = work().await {
+        tracing::warn!(%error, "ensuring {what} failed; trying again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// Drops documents that nobody has asked for lately.
+async fn forget(server: Arc<Server>, background: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = background.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(120)) => server.openapi.forget_unused(),
+        }
+    }
+}
+
+/// `--advertise-address`, else the bind address, else the address of the default route.
+fn advertised(config: &Config) -> Result<IpAddr, StartError> {
+    if let Some(address) = config.advertise_address {
+        return Ok(address);
+    }
+    if !config.bind_address.is_unspecified() {
+        return Ok(config.bind_address);
+    }
+    // Connecting a UDP socket sends nothing; it only makes the kernel choose a route. TEST-NET-1 is never local.
+    let route = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect("192.0.2.1:9")?;
+        Ok(socket.local_addr()?.ip())
+    };
+    route().ok().filter(|address| !address.is_unspecified()).ok_or(StartError::Advertise)
+}

@@ -1,0 +1,116 @@
+//! Requests that are passed on: log, exec, attach and port-forward to the kubelet of a pod's node, and the `proxy`
+//! subresources of nodes, pods and services.
+//!
+//! An upgrade (SPDY/3.1 or WebSocket) becomes a tunnel of bytes: this server does not look inside. Invariants:
+//! the caller's credentials never travel on; a target that refuses the upgrade has its answer passed back, which is
+//! what makes kubectl fall back from WebSocket to SPDY.
+
+mod dial;
+mod location;
+mod tunnel;
+
+use std::sync::Arc;
+
+use http::Method;
+use keelson_access::admission::{AdmissionRequest, Operation};
+use serde_json::{Value, json};
+
+pub use dial::{Kubelet, KubeletConfigError};
+
+use crate::{
+    http::{
+        body::{self, Response},
+        chain::Exchange,
+    },
+    request::ResourcePath,
+    served::Served,
+    server::Server,
+    status::Status,
+};
+
+/// Serves one of the connecting subresources.
+pub async fn serve(
+    server: &Arc<Server>,
+    served: &Served,
+    path: &ResourcePath,
+    exchange: Exchange,
+) -> Result<Response, Status> {
+    let subresource = path.subresource.as_str();
+    let method = exchange.request.method();
+    let allowed = match subresource {
+        "log" => matches!(*method, Method::GET | Method::HEAD),
+        "exec" | "attach" | "portforward" => matches!(*method, Method::GET | Method::POST),
+        _ => true,
+    };
+    if !allowed {
+        return Err(Status::method_not_allowed());
+    }
+    if subresource != "log" {
+        admit(server, served, path, &exchange).await?;
+    }
+    let _running = server.metrics.long_running_exchange(&exchange);
+    let location = match (path.resource.as_str(), subresource) {
+        ("pods", "log") => match location::log(server, path, &exchange.query).await? {
+            Some(location) => location,
+            // No node yet: no log yet.
+            None => return Ok(body::text(200, "")),
+        },
+        ("pods", "exec" | "attach") => location::exec(server, path, &exchange.query).await?,
+        ("pods", "portforward") => location::port_forward(server, path, &exchange.query).await?,
+        ("pods", "proxy") => location::pod_proxy(server, path, &exchange).await?,
+        ("nodes", "proxy") => location::node_proxy(server, path, &exchange).await?,
+        ("services", "proxy") => location::service_proxy(server, path, &exchange).await?,
+        _ => return Err(Status::method_not_allowed()),
+    };
+    if matches!(subresource, "exec" | "attach" | "portforward") && !tunnel::wants_upgrade(exchange.headers()) {
+        return Err(Status::bad_request("Upgrade request required"));
+    }
+    tunnel::forward(server, exchange, location, _running).await
+}
+
+/// Admission of the connection; the object is what upstream's options type would be.
+async fn admit(
+    server: &Server,
+    served: &Served,
+    path: &ResourcePath,
+    exchange: &Exchange,
+) -> Result<(), Status> {
+    let resource = &served.kind.resource;
+    let kind = match path.subresource.as_str() {
+        "exec" => "PodExecOptions",
+        "attach" => "PodAttachOptions",
+        "portforward" => "PodPortForwardOptions",
+        _ => match path.resource.as_str() {
+            "nodes" => "NodeProxyOptions",
+            "services" => "ServiceProxyOptions",
+            _ => "PodProxyOptions",
+        },
+    };
+    let mut object = json!({ "kind": kind, "apiVersion": "v1" });
+    let options = Value::Null;
+    let mut request = AdmissionRequest {
+        user: &exchange.user,
+        operation: Operation::Connect,
+        group: &resource.group,
+        version: &resource.version,
+        kind,
+        resource: &resource.plural,
+        subresource: &path.subresource,
+        namespace: &path.namespace,
+        name: &path.name,
+        object: Some(&mut object),
+        old_object: None,
+        dry_run: false,
+        options: &options,
+        warnings: Vec::new(),
+        annotations: Vec::new(),
+    };
+    let plugins = || server.access.admission.iter().filter(|plugin| plugin.handles(Operation::Connect));
+    for plugin in plugins() {
+        plugin.mutate(&mut request).await?;
+    }
+    for plugin in plugins() {
+        plugin.validate(&request).await?;
+    }
+    Ok(())
+}
