@@ -47,7 +47,11 @@ impl Kubectl {
     /// A command to add to: standard streams, more arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(["--namespace", &self.namespace]).args(arguments);
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(["--namespace", &self.namespace])
+            .args(arguments);
         command.env_remove("KUBECONFIG").stdin(Stdio::null());
         command
     }

@@ -21,7 +21,12 @@ pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result
 
 /// `until` for text that must contain something.
 #[track_caller]
-pub fn until_contains(what: &str, timeout: Duration, part: &str, mut text: impl FnMut() -> Result<String, String>) -> String {
+pub fn until_contains(
+    what: &str,
+    timeout: Duration,
+    part: &str,
+    mut text: impl FnMut() -> Result<String, String>,
+) -> String {
     until(what, timeout, || {
         let text = text()?;
         if text.contains(part) { Ok(text) } else { Err(format!("{text:?} has no {part:?}")) }

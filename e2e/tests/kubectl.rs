@@ -55,9 +55,15 @@ fn logs_exec_cp_and_port_forward() {
     let mut first = [0; 64];
     let length = stdout.read(&mut first).unwrap();
     let line = String::from_utf8_lossy(&first[..length]).into_owned();
-    let port = line.split(' ').nth(2).and_then(|a| a.rsplit(':').next()).unwrap_or_else(|| panic!("{line:?}")).to_owned();
+    let port = line
+        .split(' ')
+        .nth(2)
+        .and_then(|a| a.rsplit(':').next())
+        .unwrap_or_else(|| panic!("{line:?}"))
+        .to_owned();
     let answer = until("the forwarded port answers", LONG, || {
-        let mut stream = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).map_err(|e| e.to_string())?;
+        let mut stream =
+            std::net::TcpStream::connect(format!("127.0.0.1:{port}")).map_err(|e| e.to_string())?;
         stream.write_all(b"GET /passwd HTTP/1.0\r\n\r\n").map_err(|e| e.to_string())?;
         let mut text = String::new();
         stream.read_to_string(&mut text).map_err(|e| e.to_string())?;
@@ -83,12 +89,16 @@ fn every_patch_type_and_server_side_apply() {
     let applied = kubectl.try_run(&["apply", "--server-side", "-f", "-"], Some(manifest));
     assert!(applied.success, "{}", applied.stderr);
     let other = manifest.replace("'1'", "'2'");
-    let conflict = kubectl.refused(&["apply", "--server-side", "--field-manager=other", "-f", "-"], Some(&other));
+    let conflict =
+        kubectl.refused(&["apply", "--server-side", "--field-manager=other", "-f", "-"], Some(&other));
     assert!(conflict.contains("conflict with \"kubectl\""), "{conflict}");
     kubectl.run(&["label", "configmap", "c", "team=blue"]);
     kubectl.run(&["annotate", "configmap", "c", "note=n"]);
     assert_eq!(kubectl.run(&["get", "configmap", "-l", "team=blue", "-o", "name"]), "configmap/c\n");
-    assert_eq!(kubectl.run(&["get", "configmap", "--field-selector", "metadata.name=s", "-o", "name"]), "configmap/s\n");
+    assert_eq!(
+        kubectl.run(&["get", "configmap", "--field-selector", "metadata.name=s", "-o", "name"]),
+        "configmap/s\n"
+    );
 }
 
 #[test]
@@ -129,7 +139,11 @@ fn mistakes_get_upstreams_errors() {
     let unknown = "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}, dat: {}}";
     check(&["apply", "-f", "-"], Some(unknown), "unknown field \"dat\"");
     let no_image = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: a}]}}";
-    check(&["create", "--validate=false", "-f", "-"], Some(no_image), "spec.containers[0].image: Required value");
+    check(
+        &["create", "--validate=false", "-f", "-"],
+        Some(no_image),
+        "spec.containers[0].image: Required value",
+    );
     let not_number = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {replicas: many}}";
     check(&["create", "--validate=false", "-f", "-"], Some(not_number), "cannot be handled as a Deployment");
     kubectl.run(&["create", "configmap", "twice"]);

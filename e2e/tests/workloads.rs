@@ -98,7 +98,8 @@ fn a_rollout_replaces_pods_and_can_be_undone() {
     assert!(history.contains("\n1 ") && history.contains("\n2 "), "{history}");
     kubectl.run(&["rollout", "undo", "deployment/web"]);
     kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"]);
-    let env = kubectl.run(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env}"]);
+    let env =
+        kubectl.run(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env}"]);
     assert_eq!(env, "");
     kubectl.run(&["scale", "deployment/web", "--replicas=1"]);
     until("one pod is left", LONG, || {
@@ -188,7 +189,8 @@ spec:
 "#,
     );
     kubectl.run(&["rollout", "status", "daemonset/agent", "--timeout=90s"]);
-    let nodes = kubectl.run(&["get", "pods", "-o", "jsonpath={range .items[*]}{.spec.nodeName}{\"\\n\"}{end}"]);
+    let nodes =
+        kubectl.run(&["get", "pods", "-o", "jsonpath={range .items[*]}{.spec.nodeName}{\"\\n\"}{end}"]);
     let mut nodes: Vec<&str> = nodes.lines().collect();
     nodes.sort_unstable();
     assert_eq!(nodes, ["node-1", "node-2"]);

@@ -10,8 +10,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -108,14 +108,18 @@ impl Authority {
             let mut params = CertificateParams::new(vec![common_name.to_owned()])?;
             params.distinguished_name = name(common_name, &[]);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages =
-                vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
+            params.key_usages = vec![
+                KeyUsagePurpose::DigitalSignature,
+                KeyUsagePurpose::KeyEncipherment,
+                KeyUsagePurpose::KeyCertSign,
+            ];
             set_validity(&mut params, AUTHORITY_VALIDITY);
             let certificate = params.self_signed(&key)?;
             let key_pem = key.serialize_pem();
             Ok((certificate.pem(), key_pem, Issuer::new(params, key)))
         };
-        let (certificate_pem, key_pem, issuer) = make().map_err(|source| make_error(&certificate_path, source))?;
+        let (certificate_pem, key_pem, issuer) =
+            make().map_err(|source| make_error(&certificate_path, source))?;
         write(&key_path, &key_pem, 0o600)?;
         write(&certificate_path, &certificate_pem, 0o644)?;
         Ok(Self { certificate_pem, issuer })
@@ -195,7 +199,10 @@ pub fn ensure_all(directory: &Path, names: &ClusterNames) -> Result<Authorities,
     };
     store.ensure_leaf(&at("etcd/server"), &member)?;
     store.ensure_leaf(&at("etcd/peer"), &member)?;
-    store.ensure_leaf(&at("etcd/healthcheck-client"), &Subject::client("kube-etcd-healthcheck-client", None))?;
+    store.ensure_leaf(
+        &at("etcd/healthcheck-client"),
+        &Subject::client("kube-etcd-healthcheck-client", None),
+    )?;
     store.ensure_leaf(&at("apiserver-etcd-client"), &Subject::client("kube-apiserver-etcd-client", None))?;
     ensure_service_account_key(directory)?;
     Ok(Authorities { cluster, front_proxy, store })
@@ -356,7 +363,8 @@ mod tests {
             let at = |stem: &str| directory.path().join(format!("{stem}.crt"));
             let issuer = parsed(&at(authority), |c| c.subject().to_string());
             assert_eq!(parsed(&at(leaf), |c| c.issuer().to_string()), issuer, "{leaf}");
-            let mode = fs::metadata(directory.path().join(format!("{leaf}.key"))).unwrap().permissions().mode();
+            let mode =
+                fs::metadata(directory.path().join(format!("{leaf}.key"))).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{leaf}.key");
         }
     }
@@ -373,14 +381,23 @@ mod tests {
                 .iter()
                 .map(|name| match name {
                     GeneralName::DNSName(name) => (*name).to_owned(),
-                    GeneralName::IPAddress(octets) => octets.iter().map(u8::to_string).collect::<Vec<_>>().join("."),
+                    GeneralName::IPAddress(octets) => {
+                        octets.iter().map(u8::to_string).collect::<Vec<_>>().join(".")
+                    }
                     other => panic!("unexpected name {other:?}"),
                 })
                 .collect()
         });
         let expected = [
-            "node-1", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-            "kubernetes.default.svc.cluster.local", "localhost", "10.96.0.1", "192.0.2.7", "127.0.0.1",
+            "node-1",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+            "localhost",
+            "10.96.0.1",
+            "192.0.2.7",
+            "127.0.0.1",
             "api.example.org",
         ];
         assert_eq!(found, expected.into_iter().map(str::to_owned).collect());

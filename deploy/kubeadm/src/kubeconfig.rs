@@ -27,7 +27,9 @@ pub fn ensure(path: &Path, authority: &Authority, wanted: &Kubeconfig<'_>) -> Re
         && let Ok(existing) = serde_yaml::from_str::<Value>(&text)
     {
         let cluster = &existing["clusters"][0]["cluster"];
-        if cluster["server"] == wanted.server && cluster["certificate-authority-data"] == authority_data.as_str() {
+        if cluster["server"] == wanted.server
+            && cluster["certificate-authority-data"] == authority_data.as_str()
+        {
             return Ok(());
         }
     }
@@ -58,10 +60,19 @@ pub fn ensure(path: &Path, authority: &Authority, wanted: &Kubeconfig<'_>) -> Re
 }
 
 /// The kubeconfig files of one control plane and its first node, by upstream's file names.
-pub fn ensure_all(directory: &Path, authority: &Authority, server: &str, node: &str) -> Result<(), CertError> {
+pub fn ensure_all(
+    directory: &Path,
+    authority: &Authority,
+    server: &str,
+    node: &str,
+) -> Result<(), CertError> {
     let node_user = format!("system:node:{node}");
     let wanted = [
-        ("admin.conf", "kubernetes-admin", Subject::client("kubernetes-admin", Some("kubeadm:cluster-admins"))),
+        (
+            "admin.conf",
+            "kubernetes-admin",
+            Subject::client("kubernetes-admin", Some("kubeadm:cluster-admins")),
+        ),
         (
             "super-admin.conf",
             "kubernetes-super-admin",

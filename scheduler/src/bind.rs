@@ -1,0 +1,98 @@
+//! Carrying a decision out: the binding, or the condition that says why there is none.
+
+use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use keelson_client::events::{Recorder, Type};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::pod::{PodInfo, PodKey};
+
+/// Why a pod could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The pod is gone or has a node already: nothing is left to do.
+    #[error("the pod is gone, or bound by someone else")]
+    Settled(#[source] Box<kube::Error>),
+    #[error("the API server refused the binding")]
+    Refused(#[source] Box<kube::Error>),
+}
+
+/// Speaks to the API server for the scheduler.
+#[derive(Clone)]
+pub struct Binder {
+    pub client: kube::Client,
+    pub recorder: Recorder,
+}
+
+impl Binder {
+    fn pods(&self, key: &PodKey) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    /// Binds the pod to the node and tells so.
+    pub async fn bind(&self, pod: &PodInfo, node: &str) -> Result<(), BindError> {
+        let binding = Binding {
+            metadata: ObjectMeta {
+                name: Some(pod.key.name.to_string()),
+                namespace: Some(pod.key.namespace.to_string()),
+                // A pod of the same name that took this one's place must not get its node.
+                uid: Some(pod.uid.to_string()),
+                ..ObjectMeta::default()
+            },
+            target: ObjectReference {
+                kind: Some("Node".to_owned()),
+                name: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
+        };
+        let posted: Result<serde_json::Value, _> = self
+            .pods(&pod.key)
+            .create_subresource("binding", &pod.key.name, &PostParams::default(), &binding)
+            .await;
+        match posted {
+            Ok(_) => {
+                let message = format!("Successfully assigned {} to {node}", pod.key);
+                self.recorder.event(&reference(pod), Type::Normal, "Scheduled", message);
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                Err(BindError::Settled(Box::new(kube::Error::Api(status))))
+            }
+            Err(error) => Err(BindError::Refused(Box::new(error))),
+        }
+    }
+
+    /// Says in an event why the pod has no node.
+    pub fn tell_failure(&self, pod: &PodInfo, message: &str) {
+        self.recorder.event(&reference(pod), Type::Warning, "FailedScheduling", message);
+    }
+
+    /// Notes in the pod's conditions why it has no node.
+    pub async fn note_unschedulable(&self, pod: &PodInfo, message: &str) -> Result<(), kube::Error> {
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let patch = json!({
+            "metadata": { "uid": pod.uid },
+            "status": { "conditions": [{
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": message,
+                "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
+            }]},
+        });
+        let pods = self.pods(&pod.key);
+        pods.patch_status(&pod.key.name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
+    }
+}
+
+fn reference(pod: &PodInfo) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.key.namespace.to_string()),
+        name: Some(pod.key.name.to_string()),
+        uid: Some(pod.uid.to_string()),
+        ..ObjectReference::default()
+    }
+}

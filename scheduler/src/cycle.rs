@@ -1,0 +1,93 @@
+//! One decision: which node for this pod. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::cache::NodeInfo;
+use crate::framework::{Cycle, Filter, Reason, Score};
+use crate::pod::PodInfo;
+
+/// The rules in force, in order.
+pub struct Profile {
+    pub filters: Vec<Box<dyn Filter>>,
+    pub scores: Vec<Box<dyn Score>>,
+}
+
+/// Why no node was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unschedulable {
+    pub nodes: usize,
+    /// How many nodes were refused for each reason.
+    pub reasons: BTreeMap<Reason, usize>,
+    /// The rules that refused.
+    pub plugins: Vec<&'static str>,
+}
+
+impl std::fmt::Display for Unschedulable {
+    /// Upstream's sentence, as `kubectl describe pod` shows it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.nodes == 0 {
+            return f.write_str("no nodes available to schedule pods");
+        }
+        write!(f, "0/{} nodes are available:", self.nodes)?;
+        let mut parts: Vec<String> =
+            self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        parts.sort();
+        write!(f, " {}.", parts.join(", "))
+    }
+}
+
+/// Finds the best node. Ties are broken by `tie_break`, which gets the number of equals and picks one.
+pub fn decide(
+    profile: &Profile,
+    pod: &PodInfo,
+    nodes: &[Arc<NodeInfo>],
+    tie_break: impl FnOnce(usize) -> usize,
+) -> Result<Arc<str>, Unschedulable> {
+    let cycle = Cycle { pod, nodes };
+    let filters: Vec<_> =
+        profile.filters.iter().filter_map(|filter| Some((filter.name(), filter.prepare(&cycle)?))).collect();
+    let mut unschedulable =
+        Unschedulable { nodes: nodes.len(), reasons: BTreeMap::new(), plugins: Vec::new() };
+    let mut feasible = Vec::new();
+    'nodes: for node in nodes {
+        for (name, filter) in &filters {
+            if let Err(reasons) = filter(node) {
+                for reason in reasons {
+                    *unschedulable.reasons.entry(reason).or_default() += 1;
+                }
+                if !unschedulable.plugins.contains(name) {
+                    unschedulable.plugins.push(name);
+                }
+                continue 'nodes;
+            }
+        }
+        feasible.push(node.clone());
+    }
+    match feasible.len() {
+        0 => Err(unschedulable),
+        1 => Ok(feasible[0].name.clone()),
+        _ => Ok(best(profile, &cycle, &feasible, tie_break)),
+    }
+}
+
+fn best(
+    profile: &Profile,
+    cycle: &Cycle<'_>,
+    feasible: &[Arc<NodeInfo>],
+    tie_break: impl FnOnce(usize) -> usize,
+) -> Arc<str> {
+    let mut totals = vec![0_i64; feasible.len()];
+    for rule in &profile.scores {
+        if let Some(scores) = rule.score(cycle, feasible) {
+            for (total, score) in totals.iter_mut().zip(scores) {
+                *total += score * rule.weight();
+            }
+        }
+    }
+    let highest = totals.iter().copied().max().unwrap_or_default();
+    let equals: Vec<&Arc<NodeInfo>> =
+        feasible.iter().zip(&totals).filter(|(_, total)| **total == highest).map(|(node, _)| node).collect();
+    let chosen = tie_break(equals.len()).min(equals.len() - 1);
+    equals[chosen].name.clone()
+}

@@ -1,0 +1,251 @@
+//! The scheduler's loop: takes in what is observed, tries the pods that wait, and has decisions
+//! carried out beside it, so that one slow binding delays no other pod.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use keelson_client::cache::{self, Event};
+use kube::Api;
+use rand::Rng;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::bind::{BindError, Binder};
+use crate::cache::{Cache, Change, NodeFacts};
+use crate::cycle::{self, Profile};
+use crate::metrics::{Metrics, Outcome};
+use crate::pod::{self, PodInfo, PodKey, PodState};
+use crate::queue::{Attempt, Queue};
+
+/// Everything that can happen to the loop.
+enum Input {
+    Node { name: String, facts: Box<NodeFacts> },
+    NodeGone(String),
+    Pod(PodKey, PodState),
+    PodGone(PodKey),
+    Synced,
+    Bound { pod: Arc<PodInfo>, started: Instant, since: Instant, result: Result<(), BindError> },
+}
+
+/// Number of watches whose first list must be complete before anything is decided.
+const WATCHES: u8 = 2;
+
+pub struct Scheduler {
+    pub name: String,
+    pub profile: Profile,
+    pub binder: Binder,
+    pub metrics: Metrics,
+}
+
+/// Watches end when this is dropped.
+struct Watches {
+    _nodes: Arc<cache::Cache<(String, NodeFacts)>>,
+    _pods: Arc<cache::Cache<Option<(PodKey, PodState)>>>,
+}
+
+struct State {
+    cache: Cache,
+    queue: Queue,
+    synced: u8,
+    /// What was last told of each pod that does not fit, so that the same is not written again and again.
+    told: HashMap<PodKey, String>,
+}
+
+impl Scheduler {
+    /// Schedules until cancelled.
+    pub async fn run(self, cancel: CancellationToken) {
+        let (sender, mut inputs) = mpsc::unbounded_channel();
+        let _watches = self.watch(&sender);
+        let mut state =
+            State { cache: Cache::default(), queue: Queue::default(), synced: 0, told: HashMap::new() };
+        let mut batch = Vec::new();
+        loop {
+            let wake = state.queue.next_wake(Instant::now());
+            let wait = async {
+                match wake.filter(|_| state.synced == WATCHES) {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                received = inputs.recv_many(&mut batch, 1024) => if received == 0 { return },
+                () = wait => {}
+            }
+            for input in batch.drain(..) {
+                self.take(&mut state, input);
+            }
+            if state.synced == WATCHES {
+                while let Some(attempt) = state.queue.pop(Instant::now()) {
+                    self.attempt(&mut state, attempt, &sender);
+                }
+                self.metrics.pending(state.queue.pending());
+            }
+        }
+    }
+
+    fn watch(&self, sender: &mpsc::UnboundedSender<Input>) -> Watches {
+        let client = &self.binder.client;
+        let project = |node: Node| (node.metadata.name.clone().unwrap_or_default(), NodeFacts::of(&node));
+        let nodes = cache::start(Api::<Node>::all(client.clone()), cache::config(), project, Vec::new());
+        let name = self.name.clone();
+        let project = move |pod: Pod| pod::project(&pod, &name);
+        // Finished pods take no room and wait for nothing.
+        let unfinished = cache::config().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let pods = cache::start(Api::<Pod>::all(client.clone()), unfinished, project, Vec::new());
+
+        // A closed channel means that the loop has ended; nobody is left to tell.
+        let to_loop = sender.clone();
+        nodes.subscribe(move |event| {
+            let _ = to_loop.send(match event {
+                Event::Applied { new, .. } => {
+                    Input::Node { name: new.0.clone(), facts: Box::new(new.1.clone()) }
+                }
+                Event::Deleted(last) => Input::NodeGone(last.0.clone()),
+                Event::Synced => Input::Synced,
+            });
+        });
+        let to_loop = sender.clone();
+        pods.subscribe(move |event| {
+            let input = match event {
+                Event::Applied { new, .. } => new.as_ref().clone().map(|(key, state)| Input::Pod(key, state)),
+                Event::Deleted(last) => last.as_ref().as_ref().map(|(key, _)| Input::PodGone(key.clone())),
+                Event::Synced => Some(Input::Synced),
+            };
+            if let Some(input) = input {
+                let _ = to_loop.send(input);
+            }
+        });
+        Watches { _nodes: nodes, _pods: pods }
+    }
+
+    fn take(&self, state: &mut State, input: Input) {
+        let change = match input {
+            Input::Node { name, facts } => state.cache.set_node(&name, *facts),
+            Input::NodeGone(name) => {
+                state.cache.remove_node(&name);
+                Change::Nothing
+            }
+            Input::Pod(key, pod_state) => {
+                let change = state.cache.observe_pod(&key, &pod_state);
+                match pod_state {
+                    PodState::Pending(pod) if !state.cache.is_placed(&key) => {
+                        state.queue.add(pod, Instant::now())
+                    }
+                    PodState::Pending(_) => {}
+                    PodState::Assigned { .. } => {
+                        state.forget(&key);
+                        // A pod that others want to be near may have appeared.
+                        if change == Change::Nothing {
+                            Change::Retry
+                        } else {
+                            change
+                        };
+                    }
+                    PodState::Ignored => state.forget(&key),
+                }
+                change
+            }
+            Input::PodGone(key) => {
+                state.forget(&key);
+                state.cache.remove_pod(&key)
+            }
+            Input::Synced => {
+                state.synced += 1;
+                Change::Nothing
+            }
+            Input::Bound { pod, started, since, result } => self.bound(state, &pod, started, since, result),
+        };
+        match change {
+            Change::Nothing => {}
+            Change::Placed => state.queue.pod_placed(Instant::now()),
+            Change::Retry => state.queue.cluster_changed(Instant::now()),
+        }
+    }
+
+    fn attempt(&self, state: &mut State, attempt: Attempt, sender: &mpsc::UnboundedSender<Input>) {
+        let started = Instant::now();
+        let Attempt { pod, since, .. } = attempt;
+        let nodes = state.cache.snapshot();
+        let decision =
+            cycle::decide(&self.profile, &pod, &nodes, |equals| rand::rng().random_range(0..equals));
+        self.metrics.decided(started.elapsed().as_secs_f64());
+        match decision {
+            Ok(node) => {
+                state.cache.assume(&node, pod.clone());
+                state.queue.pod_placed(Instant::now());
+                let (binder, sender) = (self.binder.clone(), sender.clone());
+                tokio::spawn(async move {
+                    let result = binder.bind(&pod, &node).await;
+                    // A closed channel means that the loop has ended.
+                    let _ = sender.send(Input::Bound { pod, started, since, result });
+                });
+            }
+            Err(unschedulable) => {
+                self.metrics.attempted(Outcome::Unschedulable, started.elapsed().as_secs_f64());
+                state.queue.failed(&pod.key, true, Instant::now());
+                let message = unschedulable.to_string();
+                tracing::debug!(pod = %pod.key, "{message}");
+                self.tell(state, &pod, message);
+            }
+        }
+    }
+
+    /// Tells people why a pod waits, each reason once until it changes.
+    fn tell(&self, state: &mut State, pod: &Arc<PodInfo>, message: String) {
+        self.binder.tell_failure(pod, &message);
+        if state.told.get(&pod.key) == Some(&message) {
+            return;
+        }
+        state.told.insert(pod.key.clone(), message.clone());
+        let (binder, pod) = (self.binder.clone(), pod.clone());
+        tokio::spawn(async move {
+            if let Err(error) = binder.note_unschedulable(&pod, &message).await {
+                tracing::warn!(pod = %pod.key, "cannot note in the pod that it does not fit: {error}");
+            }
+        });
+    }
+
+    fn bound(
+        &self,
+        state: &mut State,
+        pod: &Arc<PodInfo>,
+        started: Instant,
+        since: Instant,
+        result: Result<(), BindError>,
+    ) -> Change {
+        let took = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                self.metrics.attempted(Outcome::Scheduled, took);
+                self.metrics.bound(since.elapsed().as_secs_f64());
+                state.forget(&pod.key);
+                Change::Nothing
+            }
+            Err(BindError::Settled(error)) => {
+                tracing::debug!(pod = %pod.key, "not bound: {error}");
+                self.metrics.attempted(Outcome::Error, took);
+                // The watch will tell, or has told, what became of it.
+                state.forget(&pod.key);
+                state.cache.forget(&pod.key)
+            }
+            Err(error) => {
+                tracing::warn!(pod = %pod.key, "cannot bind: {error}");
+                self.metrics.attempted(Outcome::Error, took);
+                self.binder.tell_failure(pod, &format!("binding rejected: {error}"));
+                state.queue.failed(&pod.key, false, Instant::now());
+                state.cache.forget(&pod.key)
+            }
+        }
+    }
+}
+
+impl State {
+    /// The pod waits no longer.
+    fn forget(&mut self, key: &PodKey) {
+        self.queue.remove(key);
+        self.told.remove(key);
+    }
+}
