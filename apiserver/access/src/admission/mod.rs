@@ -2,8 +2,10 @@
 //!
 //! One trait, one file per plugin. All plugins mutate, then all validate, in upstream's order.
 
+pub mod chain;
 pub mod namespace_lifecycle;
 pub mod node_defaults;
+pub mod node_restriction;
 pub mod priority;
 pub mod service_account;
 
