@@ -39,9 +39,9 @@ impl Leases {
             granted.objects += 1;
             return Ok(granted.id);
         }
-        let lasting = ttl + reuse_for(ttl);
-        let id = client.grant(lasting.as_secs().max(1)).await?;
-        *last = Some(Granted { id, expires: now + lasting, objects: 1 });
+        let lasting = whole_seconds(ttl + reuse_for(ttl));
+        let id = client.grant(lasting).await?;
+        *last = Some(Granted { id, expires: now + Duration::from_secs(lasting), objects: 1 });
         Ok(id)
     }
 
@@ -59,6 +59,11 @@ fn reuse_for(ttl: Duration) -> Duration {
     REUSE.min(ttl / 20)
 }
 
+/// The store knows whole seconds; an object must not go too early.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
 fn reusable(left: Duration, ttl: Duration) -> bool {
     ttl <= left && left <= ttl + reuse_for(ttl)
 }
@@ -66,6 +71,12 @@ fn reusable(left: Duration, ttl: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_rounded_up() {
+        assert_eq!(whole_seconds(Duration::from_millis(1050)), 2);
+        assert_eq!(whole_seconds(Duration::from_secs(3660)), 3660);
+    }
 
     #[test]
     fn leases_are_shared_by_like_times() {

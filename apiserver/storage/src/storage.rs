@@ -63,7 +63,7 @@ impl Storage {
     }
 
     /// Adds a resource and starts to fill its cache. Called again with the same prefix it replaces
-    /// nothing and returns the resource that is there.
+    /// nothing and returns the resource that is there (the first one's configuration). Needs a tokio runtime.
     pub fn resource(&self, config: ResourceConfig) -> Arc<Resource> {
         let prefix = self.full_prefix(&config.prefix);
         let label: Arc<str> = config.name.as_str().into();

@@ -566,6 +566,27 @@ async fn unreadable_values_hide_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn work_is_measured_under_upstreams_names() {
+    let Setup { maps, storage, .. } = &setup().await;
+    let registry = keelson_component_base::metrics::Registry::new();
+    storage.metrics().register(&registry);
+    let created = maps.create(key("a"), map("a", 0), None).await.unwrap().resource_version();
+    timely(maps.get(key("a"), ReadVersion::AtLeast(created))).await.unwrap();
+    timely(maps.list(ListOptions::default())).await.unwrap();
+    let text = registry.encode();
+    for line in [
+        r#"etcd_request_duration_seconds_count{operation="create",type="configmaps"} 1"#,
+        r#"etcd_requests_total{operation="create",type="configmaps"} 1"#,
+        r#"apiserver_storage_objects{resource="configmaps"} 1"#,
+        r#"apiserver_watch_cache_events_received_total{resource="configmaps"} 1"#,
+        r#"apiserver_watch_cache_initializations_total{resource="configmaps"} 1"#,
+        r#"apiserver_watch_cache_consistent_read_total{resource="configmaps",success="true",fallback="false"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn resources_can_come_and_go() {
     let Setup { maps, storage, .. } = &setup().await;
     for n in 0..1200 {
