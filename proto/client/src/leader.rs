@@ -137,23 +137,20 @@ impl Election {
         let stop = cancel.child_token();
         let lead = on_lead(stop.clone());
         tokio::pin!(lead);
-        let ended = tokio::select! {
-            () = &mut lead => if cancel.is_cancelled() { Ended::Cancelled } else { Ended::Finished },
-            () = candidate.renew() => Ended::Lost,
-            () = cancel.cancelled() => Ended::Cancelled,
+        let (ended, running) = tokio::select! {
+            () = &mut lead => (if cancel.is_cancelled() { Ended::Cancelled } else { Ended::Finished }, false),
+            () = candidate.renew() => (Ended::Lost, true),
+            () = cancel.cancelled() => (Ended::Cancelled, true),
         };
         stop.cancel();
         status.set(0);
-        match ended {
-            Ended::Lost => {
-                tracing::error!(lease = self.lease.name, "Lost the lease");
-                return ended;
-            }
-            Ended::Cancelled => {
-                // The lease is still good for this long without renewal: nobody leads beside us.
-                let _ = tokio::time::timeout(self.timing.renew_deadline, lead).await;
-            }
-            Ended::Finished => {}
+        if ended == Ended::Lost {
+            tracing::error!(lease = self.lease.name, "Lost the lease");
+            return ended;
+        }
+        if running {
+            // The lease is still good for this long without renewal: nobody leads beside us.
+            let _ = tokio::time::timeout(self.timing.renew_deadline, lead).await;
         }
         candidate.release().await;
         ended
@@ -196,19 +193,19 @@ impl Candidate<'_> {
     /// Returns when the lease is lost.
     async fn renew(&mut self) {
         let timing = self.election.timing;
-        let label = Name { name: self.election.lease.name.clone() };
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(timing.retry_period).await;
             let deadline = renewed + timing.renew_deadline;
+            let began = Instant::now();
             match tokio::time::timeout_at(deadline, self.try_once()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+                // From the attempt's begin: the server's clock for it may have started then.
+                Ok(Ok(true)) => renewed = began,
                 // Someone else holds it: there is nothing left to wait for.
                 Ok(Ok(false)) => return,
                 Ok(Err(error)) => {
-                    self.election.metrics.slow.get_or_create(&label).inc();
                     tracing::warn!(
-                        lease = label.name,
+                        lease = self.election.lease.name,
                         error = &error as &dyn std::error::Error,
                         "Could not renew the lease"
                     );
@@ -228,6 +225,23 @@ impl Candidate<'_> {
     /// One attempt to take or renew the lease; whether it is ours now.
     async fn try_once(&mut self) -> Result<bool, kube::Error> {
         let name = &self.election.lease.name;
+        if let Some(ours) = self.observed.as_ref().map(|observed| &observed.lease)
+            && self.holder() == Some(self.election.identity.as_str())
+        {
+            // What we wrote last should be what is there: no need to read it first.
+            let lease = Lease { spec: Some(self.spec(ours.spec.as_ref())), ..ours.clone() };
+            match self.api.replace(name, &PostParams::default(), &lease).await {
+                Ok(lease) => {
+                    self.observe(lease);
+                    return Ok(true);
+                }
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                    let label = Name { name: name.clone() };
+                    self.election.metrics.slow.get_or_create(&label).inc();
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let Some(live) = self.api.get_opt(name).await? else {
             let metadata = ObjectMeta {
                 name: Some(name.clone()),
@@ -327,5 +341,152 @@ impl Candidate<'_> {
             }
             Err(_) => tracing::warn!(lease = name, "Releasing the lease timed out"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+    use tokio::sync::oneshot;
+
+    /// An API server that holds one lease.
+    #[derive(Clone, Default)]
+    struct Server {
+        lease: Arc<parking_lot::Mutex<Option<Value>>>,
+        down: Arc<std::sync::atomic::AtomicBool>,
+    }
+
+    impl Server {
+        fn client(&self) -> Client {
+            let server = self.clone();
+            fake::client(move |method, _, body| server.answer(method, body))
+        }
+
+        fn answer(&self, method: &str, mut body: Value) -> fake::Answer {
+            if self.down.load(std::sync::atomic::Ordering::SeqCst) {
+                return fake::failure(503, "ServiceUnavailable");
+            }
+            let mut lease = self.lease.lock();
+            match (method, lease.as_ref()) {
+                ("GET", Some(live)) => fake::json(200, live),
+                ("GET", None) => fake::failure(404, "NotFound"),
+                ("POST", Some(_)) => fake::failure(409, "AlreadyExists"),
+                ("POST", None) => {
+                    body["metadata"]["resourceVersion"] = json!("1");
+                    *lease = Some(body.clone());
+                    fake::json(201, &body)
+                }
+                ("PUT", Some(live))
+                    if live["metadata"]["resourceVersion"] == body["metadata"]["resourceVersion"] =>
+                {
+                    let version: u64 = live["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+                    body["metadata"]["resourceVersion"] = json!((version + 1).to_string());
+                    *lease = Some(body.clone());
+                    fake::json(200, &body)
+                }
+                _ => fake::failure(409, "Conflict"),
+            }
+        }
+
+        fn holder(&self) -> String {
+            let lease = self.lease.lock();
+            lease
+                .as_ref()
+                .and_then(|lease| lease["spec"]["holderIdentity"].as_str())
+                .unwrap_or("-")
+                .to_owned()
+        }
+
+        fn election(&self, identity: &str) -> Election {
+            Election {
+                client: self.client(),
+                lease: LeaseName { namespace: "kube-system".into(), name: "kube-scheduler".into() },
+                identity: identity.to_owned(),
+                timing: Timing::default(),
+                metrics: Metrics::new(&Registry::new()),
+            }
+        }
+    }
+
+    type Candidate = (CancellationToken, oneshot::Receiver<()>, tokio::task::JoinHandle<Ended>);
+
+    fn candidate(server: &Server, identity: &str) -> Candidate {
+        let cancel = CancellationToken::new();
+        let (leading, began) = oneshot::channel();
+        let election = server.election(identity).run(cancel.clone(), |stop| async move {
+            let _ = leading.send(());
+            stop.cancelled().await;
+        });
+        (cancel, began, tokio::spawn(election))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_leads_and_release_hands_over_at_once() {
+        let server = Server::default();
+        let (cancel, leading, first) = candidate(&server, "a");
+        leading.await.unwrap();
+        assert_eq!(server.holder(), "a");
+        let (cancel_b, mut leading_b, second) = candidate(&server, "b");
+        // Far beyond the lease's duration: the leader renews.
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert!(leading_b.try_recv().is_err());
+        cancel.cancel();
+        assert_eq!(first.await.unwrap(), Ended::Cancelled);
+        assert_eq!(server.holder(), "");
+        let released = Instant::now();
+        leading_b.await.unwrap();
+        assert!(released.elapsed() < Duration::from_secs(6), "{:?}", released.elapsed());
+        assert_eq!(server.holder(), "b");
+        assert_eq!(server.lease.lock().as_ref().unwrap()["spec"]["leaseTransitions"], 1);
+        cancel_b.cancel();
+        assert_eq!(second.await.unwrap(), Ended::Cancelled);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_cannot_renew_stops_before_another_may_start() {
+        let server = Server::default();
+        let (_cancel, leading, first) = candidate(&server, "a");
+        leading.await.unwrap();
+        server.down.store(true, std::sync::atomic::Ordering::SeqCst);
+        let down = Instant::now();
+        assert_eq!(first.await.unwrap(), Ended::Lost);
+        assert!(down.elapsed() <= Timing::default().renew_deadline + Timing::default().retry_period);
+        assert_eq!(server.holder(), "a", "a lost lease is not released: it may be another's by now");
+
+        server.down.store(false, std::sync::atomic::Ordering::SeqCst);
+        let seen = Instant::now();
+        let (cancel, leading, second) = candidate(&server, "b");
+        leading.await.unwrap();
+        // By its own clock the candidate waits the whole duration from when it first saw the lease.
+        assert!(seen.elapsed() >= Timing::default().lease_duration, "{:?}", seen.elapsed());
+        cancel.cancel();
+        second.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_someone_else_took_is_lost_at_once() {
+        let server = Server::default();
+        let (_cancel, leading, first) = candidate(&server, "a");
+        leading.await.unwrap();
+        {
+            let mut lease = server.lease.lock();
+            let lease = lease.as_mut().unwrap();
+            lease["spec"]["holderIdentity"] = json!("thief");
+            lease["metadata"]["resourceVersion"] = json!("99");
+        }
+        let taken = Instant::now();
+        assert_eq!(first.await.unwrap(), Ended::Lost);
+        assert!(taken.elapsed() <= Timing::default().retry_period);
+        assert_eq!(server.holder(), "thief");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_ends_releases_the_lease() {
+        let server = Server::default();
+        let ended = server.election("a").run(CancellationToken::new(), |_| async {}).await;
+        assert_eq!((ended, server.holder().as_str()), (Ended::Finished, ""));
     }
 }

@@ -7,7 +7,10 @@
 pub mod cache;
 mod connection;
 mod credentials;
+pub mod delegated;
 pub mod events;
+#[cfg(test)]
+mod fake;
 pub mod kubeconfig;
 pub mod leader;
 pub mod queue;

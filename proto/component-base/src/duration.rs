@@ -68,8 +68,10 @@ pub fn parse(input: &str) -> Result<Duration, ParseDurationError> {
         total += u128::from(whole) * scale;
         // As Go: the fraction goes through floating point, so that 0.333…h is 20 minutes.
         let (mut numerator, mut denominator) = (0_u64, 1.0_f64);
-        for digit in fraction.bytes().take(18) {
-            numerator = numerator * 10 + u64::from(digit - b'0');
+        for digit in fraction.bytes() {
+            let next = numerator.checked_mul(10).and_then(|n| n.checked_add(u64::from(digit - b'0')));
+            let Some(next) = next.filter(|next| *next <= i64::MAX as u64) else { break };
+            numerator = next;
             denominator *= 10.0;
         }
         total += (numerator as f64 * (scale as f64 / denominator)) as u128;
