@@ -8,7 +8,7 @@
 //! This crate knows no kinds, defaults or validation, and no HTTP: it is told prefixes and how to find
 //! selectable fields, and hands back finished JSON bodies and typed errors.
 
-pub mod client;
+mod client;
 mod codec;
 mod compaction;
 mod continuation;
