@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use keelson_objects::times;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -270,7 +271,7 @@ impl Sender {
             Decision::Drop => return Ok(()),
             Decision::Create { message } => message,
             Decision::Bump { name, count, message } => {
-                let patch = json!({"count": count, "message": message, "lastTimestamp": Time(occurrence.at)});
+                let patch = json!({"count": count, "message": message, "lastTimestamp": times::api_time(occurrence.at)});
                 match api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                     // It has expired: tell of it anew.
                     Err(kube::Error::Api(status)) if status.code == 404 => message,
@@ -306,8 +307,8 @@ impl Sender {
                 component: Some(self.component.clone()),
                 host: (!self.host.is_empty()).then(|| self.host.clone()),
             }),
-            first_timestamp: Some(Time(occurrence.at)),
-            last_timestamp: Some(Time(occurrence.at)),
+            first_timestamp: Some(times::api_time(occurrence.at)),
+            last_timestamp: Some(times::api_time(occurrence.at)),
             count: Some(1),
             type_: Some(occurrence.kind.name().to_owned()),
             reporting_component: Some(self.component.clone()),
@@ -364,5 +365,41 @@ mod tests {
         assert_eq!(sent(&mut correlator, "a", now), 25);
         assert_eq!(sent(&mut correlator, "b", now), 25);
         assert_eq!(sent(&mut correlator, "a", now + Duration::from_secs(601)), 2);
+    }
+
+    /// Records what the API server is asked; an event that was patched once is gone afterwards.
+    #[tokio::test(start_paused = true)]
+    async fn events_are_created_then_patched_then_created_anew() {
+        let (requests, mut seen) = mpsc::unbounded_channel();
+        let patched = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let client = crate::fake::client(move |method, path, body| {
+            let path = path.trim_end_matches('?');
+            let _ = requests.send((method.to_owned(), path.to_owned(), body.clone()));
+            if method == "PATCH" && patched.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0 {
+                return crate::fake::failure(404, "NotFound");
+            }
+            let whole = if method == "PATCH" { json!({"metadata": {}, "involvedObject": {}}) } else { body };
+            crate::fake::json(200, &whole)
+        });
+        let recorder = Recorder::new(client, "kubelet", "node-1");
+        let node =
+            ObjectReference { kind: Some("Node".into()), name: Some("node-1".into()), ..Default::default() };
+        for _ in 0..3 {
+            recorder.event(&node, Type::Warning, "DiskPressure", "é".repeat(1000));
+        }
+        let (method, path, created) = seen.recv().await.unwrap();
+        assert_eq!((method.as_str(), path.as_str()), ("POST", "/api/v1/namespaces/default/events"));
+        assert_eq!(created["source"], json!({"component": "kubelet", "host": "node-1"}));
+        assert_eq!((&created["type"], &created["count"]), (&json!("Warning"), &json!(1)));
+        let message = created["message"].as_str().unwrap();
+        assert!(message.len() <= 1024 && message.ends_with("é..."), "{message}");
+        let name = created["metadata"]["name"].as_str().unwrap();
+        assert!(name.starts_with("node-1."), "{name}");
+
+        let (method, path, patch) = seen.recv().await.unwrap();
+        assert_eq!((method.as_str(), &patch["count"]), ("PATCH", &json!(2)));
+        assert_eq!(path, format!("/api/v1/namespaces/default/events/{name}"));
+        assert_eq!(seen.recv().await.unwrap().0, "PATCH");
+        assert_eq!(seen.recv().await.unwrap().0, "POST");
     }
 }

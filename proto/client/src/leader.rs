@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use keelson_component_base::metrics::Registry;
+use keelson_objects::times;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -289,7 +290,7 @@ impl Candidate<'_> {
     }
 
     fn spec(&self, live: Option<&LeaseSpec>) -> LeaseSpec {
-        let now = MicroTime(Timestamp::now());
+        let now = times::api_micro_time(Timestamp::now());
         let identity = &self.election.identity;
         let ours = live.filter(|spec| spec.holder_identity.as_ref() == Some(identity));
         let transitions = live.and_then(|spec| spec.lease_transitions).unwrap_or(0);
@@ -311,7 +312,7 @@ impl Candidate<'_> {
     /// Gives the lease up, so that the next leader need not wait for it to expire.
     async fn release(&self) {
         let Some(observed) = &self.observed else { return };
-        let now = MicroTime(Timestamp::now());
+        let now = times::api_micro_time(Timestamp::now());
         let spec = LeaseSpec {
             holder_identity: Some(String::new()),
             lease_duration_seconds: Some(1),

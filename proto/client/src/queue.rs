@@ -367,7 +367,8 @@ impl<Key: Clone + Eq + Hash + Send + 'static> Queue<Key> {
     }
 
     /// Runs `workers` loops of "take, work, give back" until the queue is shut down. An `Err` puts the key back
-    /// with its backoff; `Ok(Some(delay))` has it looked at again after that time. The text of an error is logged.
+    /// with its backoff; `Ok(Some(delay))` has it looked at again after that time. The text of an error is logged. The loops
+    /// share the caller's task: they wait at the same time, they do not compute at the same time.
     pub async fn run<F, Fut>(&self, workers: usize, work: F)
     where
         F: Fn(Key) -> Fut + Sync,
