@@ -170,6 +170,11 @@ impl Causes {
         self.push(Reason::Duplicate, path, Some(&value.into()), "");
     }
 
+    /// A duplicate that needs a word of why.
+    pub fn duplicate_because(&mut self, path: &Path<'_>, value: impl Into<Value>, detail: &str) {
+        self.push(Reason::Duplicate, path, Some(&value.into()), detail);
+    }
+
     pub fn not_supported(&mut self, path: &Path<'_>, value: impl Into<Value>, supported: &[&str]) {
         let quoted: Vec<String> = supported.iter().map(|value| go_quote(value)).collect();
         let detail = if quoted.is_empty() {

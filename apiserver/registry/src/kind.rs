@@ -56,6 +56,8 @@ pub enum Scope {
 pub struct Conversion {
     pub to_storage: fn(&mut Value),
     pub from_storage: fn(&mut Value),
+    /// (served, stored) names of selectable fields that differ.
+    pub fields: &'static [(&'static str, &'static str)],
 }
 
 /// How a kind's object may be named.
@@ -223,7 +225,8 @@ impl Kind {
     /// After the server has filled in name, uid and creationTimestamp, before admission validates.
     pub fn prepare_for_create(&self, object: &mut Value) {
         if self.has_status() {
-            object.drop_field("status");
+            // Empty, not absent: that is how clients see a status that nobody has written yet.
+            object.put("status", serde_json::json!({}));
         }
         if self.generation
             && let Some(metadata) = object.section("metadata")

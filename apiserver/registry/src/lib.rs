@@ -8,6 +8,7 @@
 //! The API server reads [`kinds`] and calls the methods of [`Kind`]; it never needs a kind's own module, except for
 //! the verbs that only one kind has (`core::pod::binding`, `core::pod::ephemeral`).
 
+mod apps;
 pub mod cause;
 pub mod columns;
 pub mod core;
@@ -17,6 +18,7 @@ pub mod kind;
 mod metadata;
 pub mod names;
 mod quantity;
+mod rules;
 pub mod scale;
 pub mod strategy;
 mod table;

@@ -60,6 +60,24 @@ pub(crate) fn validate_create(metadata: &Value, namespaced: bool, rule: NameRule
     owner_references(metadata, &path.child("ownerReferences"), causes);
     finalizers(metadata, &path.child("finalizers"), causes);
     managed_fields(metadata, &path.child("managedFields"), causes);
+    standard_finalizers(metadata, &path.child("finalizers"), causes);
+}
+
+fn standard_finalizers(metadata: &Value, path: &Path<'_>, causes: &mut Causes) {
+    for (index, finalizer) in metadata.texts("finalizers").enumerate() {
+        standard_finalizer(finalizer, &path.index(index), causes);
+    }
+}
+
+/// A finalizer without a domain must be one of Kubernetes' own.
+pub(crate) fn standard_finalizer(finalizer: &str, path: &Path<'_>, causes: &mut Causes) {
+    if !finalizer.contains('/') && !matches!(finalizer, "kubernetes" | "orphan" | "foregroundDeletion") {
+        causes.invalid(
+            path,
+            finalizer,
+            "name is neither a standard finalizer name nor is it fully qualified",
+        );
+    }
 }
 
 pub(crate) fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
@@ -98,6 +116,7 @@ pub(crate) fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
     annotations(new, &path.child("annotations"), causes);
     owner_references(new, &path.child("ownerReferences"), causes);
     managed_fields(new, &path.child("managedFields"), causes);
+    standard_finalizers(new, &path.child("finalizers"), causes);
 }
 
 fn generation(metadata: &Value, path: &Path<'_>, causes: &mut Causes) {
@@ -259,7 +278,11 @@ mod tests {
         );
         check(
             json!({"name": "a", "namespace": "x", "finalizers": ["orphan", "foregroundDeletion", "a b"]}),
-            &["FieldValueInvalid metadata.finalizers", "FieldValueInvalid metadata.finalizers"],
+            &[
+                "FieldValueInvalid metadata.finalizers",
+                "FieldValueInvalid metadata.finalizers",
+                "FieldValueInvalid metadata.finalizers[2]",
+            ],
         );
     }
 
@@ -282,8 +305,8 @@ mod tests {
             ],
         );
         check(
-            json!({"finalizers": ["x", "y"], "deletionTimestamp": "t"}),
-            json!({"finalizers": ["x"], "deletionTimestamp": "t"}),
+            json!({"finalizers": ["a/x", "a/y"], "deletionTimestamp": "t"}),
+            json!({"finalizers": ["a/x"], "deletionTimestamp": "t"}),
             &["FieldValueForbidden metadata.finalizers"],
         );
     }

@@ -102,6 +102,29 @@ pub(crate) fn dns_subdomain(value: &str) -> Vec<String> {
     messages
 }
 
+/// A DNS search domain, which may have underscores.
+pub(crate) fn subdomain_with_underscore(value: &str) -> Vec<String> {
+    const LABEL: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let mut messages = Vec::new();
+    if value.len() > SUBDOMAIN_MAX {
+        messages.push(max_length(SUBDOMAIN_MAX));
+    }
+    let matches = |label: &str| {
+        let bytes = label.strip_prefix('_').unwrap_or(label).as_bytes();
+        matches!((bytes.first(), bytes.last()), (Some(&first), Some(&last)) if edge(first) && edge(last))
+            && bytes.iter().all(|&b| edge(b) || b == b'-' || b == b'_')
+    };
+    if !value.split('.').all(matches) {
+        messages.push(regex(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', \
+             and must start and end with an alphanumeric character",
+            &format!("{LABEL}(\\.{LABEL})*"),
+            &["example.com"],
+        ));
+    }
+    messages
+}
+
 pub(crate) fn wildcard_subdomain(value: &str) -> Vec<String> {
     let mut messages = Vec::new();
     if value.len() > SUBDOMAIN_MAX {

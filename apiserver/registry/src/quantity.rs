@@ -56,6 +56,33 @@ impl Quantity {
         Some(Quantity(if negative { -amount } else { amount }))
     }
 
+    pub fn plus(self, other: Self) -> Self {
+        Quantity(self.0.saturating_add(other.0))
+    }
+
+    /// The canonical text; `binary` amounts (memory) take Ki, Mi, … where they divide evenly.
+    pub fn to_text(self, binary: bool) -> String {
+        if self.0 % NANO != 0 {
+            return match (self.0 % (NANO / 1000), self.0 % 1000) {
+                (0, _) => format!("{}m", self.0 / (NANO / 1000)),
+                (_, 0) => format!("{}u", self.0 / 1000),
+                _ => format!("{}n", self.0),
+            };
+        }
+        let mut whole = self.0 / NANO;
+        let (step, suffixes) = if binary {
+            (1024, ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"])
+        } else {
+            (1000, ["", "k", "M", "G", "T", "P", "E"])
+        };
+        let mut index = 0;
+        while whole != 0 && whole % step == 0 && index + 1 < suffixes.len() {
+            whole /= step;
+            index += 1;
+        }
+        format!("{whole}{}", suffixes[index])
+    }
+
     pub fn is_negative(self) -> bool {
         self.0 < 0
     }
@@ -110,6 +137,18 @@ fn scale(suffix: &str) -> Option<(u8, i32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts() {
+        fn check(text: &str, binary: bool, expected: &str) {
+            assert_eq!(Quantity::parse(text).unwrap().to_text(binary), expected);
+        }
+        check("1.5", false, "1500m");
+        check("2000", false, "2k");
+        check("1536Mi", true, "1536Mi");
+        check("2048Mi", true, "2Gi");
+        check("0", true, "0");
+    }
 
     #[test]
     fn amounts() {

@@ -7,7 +7,6 @@ use crate::{
     Cause, Strategy,
     cause::{Causes, Path},
     columns::{self, AGE, NAME, integer},
-    equality::equal,
     fields::Fields,
     kind::{Column, Spec, name},
     names,
@@ -39,8 +38,7 @@ impl Strategy for ConfigMap {
         for (key, value) in object.entries("data").into_iter().flatten() {
             causes.syntax(&data.key(key), key, names::config_key(key));
             if object.at("binaryData").has(key) {
-                let message = format!("duplicate of key present in binaryData: {key}");
-                causes.invalid(&data.key(key), key.as_str(), message);
+                causes.invalid(&data.key(key), key.as_str(), "duplicate of key present in binaryData");
             }
             size += value.as_str().map_or(0, str::len);
         }
@@ -76,10 +74,8 @@ pub(super) fn immutable(new: &Value, old: &Value, fields: &[&str], causes: &mut 
         causes.forbidden(&Path::new("immutable"), "field is immutable when `immutable` is set");
     }
     for field in fields {
-        let empty = serde_json::json!({});
-        let entries =
-            |object: &Value| if object.has(field) { object.at(field).clone() } else { empty.clone() };
-        if !equal(&entries(new), &entries(old)) {
+        let entries = |object: &Value| object.entries(field).cloned().unwrap_or_default();
+        if entries(new) != entries(old) {
             causes.forbidden(&Path::new(field), "field is immutable when `immutable` is set");
         }
     }

@@ -1,5 +1,22 @@
 //! Kinds of the core group, `v1`.
 
+mod claim;
 mod configmap;
+mod endpoints;
+mod event;
+mod namespace;
+mod node;
+pub mod pod;
+mod secret;
+mod service;
+pub mod serviceaccount;
 
+pub(crate) use claim::{CLAIM, VOLUME, claim_spec, default_claim_spec};
 pub(crate) use configmap::KIND as CONFIG_MAP;
+pub(crate) use endpoints::KIND as ENDPOINTS;
+pub(crate) use event::{CORE as EVENT, EVENTS as EVENTS_EVENT};
+pub(crate) use namespace::KIND as NAMESPACE;
+pub(crate) use node::KIND as NODE;
+pub(crate) use secret::KIND as SECRET;
+pub(crate) use service::KIND as SERVICE;
+pub(crate) use serviceaccount::KIND as SERVICE_ACCOUNT;
