@@ -8,7 +8,6 @@ mod kinds;
 mod structural;
 
 pub(crate) use builtin::definitions;
-pub(crate) use kinds::KINDS;
 
 use crate::facts::PatchStrategy;
 use serde_json::Value;
