@@ -6,6 +6,7 @@ use super::Admission;
 use super::namespace_lifecycle::NamespaceLifecycle;
 use super::node_defaults::{DefaultTolerationSeconds, TaintNodesByCondition};
 use super::node_restriction::NodeRestriction;
+use super::pod_security::PodSecurity;
 use super::priority::Priority;
 use super::service_account::ServiceAccount;
 use crate::authz::Authorizer;
@@ -32,11 +33,12 @@ pub enum PluginError {
 }
 
 /// In upstream's order.
-const IMPLEMENTED: [&str; 6] = [
+const IMPLEMENTED: [&str; 7] = [
     "NamespaceLifecycle",
     "ServiceAccount",
     "NodeRestriction",
     "TaintNodesByCondition",
+    "PodSecurity",
     "Priority",
     "DefaultTolerationSeconds",
 ];
@@ -45,7 +47,7 @@ const IMPLEMENTED: [&str; 6] = [
 const OFF_BY_DEFAULT: [&str; 1] = ["NodeRestriction"];
 
 /// Known by upstream but not here. Disabling them is harmless.
-const KNOWN: [&str; 31] = [
+const KNOWN: [&str; 30] = [
     "AlwaysAdmit",
     "AlwaysDeny",
     "AlwaysPullImages",
@@ -69,7 +71,6 @@ const KNOWN: [&str; 31] = [
     "OwnerReferencesPermissionEnforcement",
     "PersistentVolumeClaimResize",
     "PodNodeSelector",
-    "PodSecurity",
     "PodTolerationRestriction",
     "PodTopologyLabels",
     "ResourceQuota",
@@ -114,6 +115,7 @@ fn build(name: &str, dependencies: &Dependencies) -> Option<Box<dyn Admission>> 
         "ServiceAccount" => Box::new(ServiceAccount { state, freshness }),
         "NodeRestriction" => Box::new(NodeRestriction { state, freshness, authorizer }),
         "TaintNodesByCondition" => Box::new(TaintNodesByCondition),
+        "PodSecurity" => Box::new(PodSecurity { state }),
         "Priority" => Box::new(Priority { state, freshness }),
         "DefaultTolerationSeconds" => {
             Box::new(DefaultTolerationSeconds { not_ready_seconds, unreachable_seconds })

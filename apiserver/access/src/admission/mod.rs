@@ -6,6 +6,7 @@ pub mod chain;
 pub mod namespace_lifecycle;
 pub mod node_defaults;
 pub mod node_restriction;
+pub mod pod_security;
 pub mod priority;
 pub mod service_account;
 
@@ -133,7 +134,7 @@ mod tests {
         }
     }
 
-    fn request<'a>(given: &'a Given<'a>, object: &'a mut Value) -> AdmissionRequest<'a> {
+    pub(crate) fn request<'a>(given: &'a Given<'a>, object: &'a mut Value) -> AdmissionRequest<'a> {
         AdmissionRequest {
             user: &given.user,
             operation: given.operation,
