@@ -1,0 +1,238 @@
+//! The cgroup tree of pods: `kubepods`, one below it per QoS class, one per pod; the runtime makes the containers'.
+//!
+//! cgroupfs driver. Works on v1 (a tree per controller) and on v2 (one tree). Containers are left alone: removing a
+//! pod's cgroup fails while anything runs in it, and is tried again.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::pod::resources::{self, PodLimits};
+
+const MOUNT: &str = "/sys/fs/cgroup";
+/// The v1 controllers that limits are written to; others follow where they are mounted.
+const V1: &[&str] = &["cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices", "freezer", "hugetlb", "systemd"];
+
+/// Which tree the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// The part of the host's cgroups that is ours.
+#[derive(Debug, Clone)]
+pub struct Cgroups {
+    mount: PathBuf,
+    version: Version,
+    /// Path of `kubepods`, from the mount.
+    base: PathBuf,
+}
+
+impl Cgroups {
+    /// Looks at the host; `root` is the configuration's cgroupRoot.
+    pub fn new(root: &str) -> Self {
+        Self::at(Path::new(MOUNT), root)
+    }
+
+    fn at(mount: &Path, root: &str) -> Self {
+        let version = if mount.join("cgroup.controllers").exists() { Version::V2 } else { Version::V1 };
+        Self { mount: mount.to_path_buf(), version, base: PathBuf::from(root.trim_matches('/')).join("kubepods") }
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// What CRI calls the pod's cgroup parent.
+    pub fn pod_path(&self, uid: &str, qos: &str) -> String {
+        format!("/{}", self.pod(uid, qos).display())
+    }
+
+    fn class(&self, qos: &str) -> PathBuf {
+        match qos {
+            resources::GUARANTEED => self.base.clone(),
+            other => self.base.join(other.to_lowercase()),
+        }
+    }
+
+    fn pod(&self, uid: &str, qos: &str) -> PathBuf {
+        self.class(qos).join(format!("pod{uid}"))
+    }
+
+    /// Directories of one cgroup: one on v2, one per controller on v1.
+    fn directories(&self, path: &Path) -> Vec<(&'static str, PathBuf)> {
+        match self.version {
+            Version::V2 => vec![("", self.mount.join(path))],
+            Version::V1 => V1
+                .iter()
+                .filter(|controller| self.mount.join(controller).is_dir())
+                .map(|&controller| (controller, self.mount.join(controller).join(path)))
+                .collect(),
+        }
+    }
+
+    /// Makes `kubepods` and the QoS classes; limits are the node's allocatable amounts.
+    pub fn prepare(&self, allocatable: resources::Amounts) -> io::Result<()> {
+        let whole = PodLimits { shares: resources::shares(allocatable.cpu), quota: 0, memory: allocatable.memory };
+        self.make(&self.base, whole)?;
+        for qos in [resources::BURSTABLE, resources::BEST_EFFORT] {
+            self.make(&self.class(qos), PodLimits { shares: 2, quota: 0, memory: 0 })?;
+        }
+        Ok(())
+    }
+
+    /// Burstable pods together get the CPU they ask for.
+    pub fn set_burstable(&self, milli: i64) -> io::Result<()> {
+        let limits = PodLimits { shares: resources::shares(milli), quota: 0, memory: 0 };
+        self.write(&self.class(resources::BURSTABLE), limits)
+    }
+
+    pub fn make_pod(&self, uid: &str, qos: &str, limits: PodLimits) -> io::Result<()> {
+        self.make(&self.pod(uid, qos), limits)
+    }
+
+    /// Removes the pod's cgroup; false if something still runs in it.
+    pub fn remove_pod(&self, uid: &str) -> bool {
+        let mut gone = true;
+        for qos in [resources::GUARANTEED, resources::BURSTABLE, resources::BEST_EFFORT] {
+            for (_, directory) in self.directories(&self.pod(uid, qos)) {
+                gone &= remove_tree(&directory);
+            }
+        }
+        gone
+    }
+
+    /// Uids of the pods that have a cgroup.
+    pub fn pods(&self) -> Vec<String> {
+        let mut uids: Vec<String> = [resources::GUARANTEED, resources::BURSTABLE, resources::BEST_EFFORT]
+            .iter()
+            .flat_map(|qos| self.directories(&self.class(qos)))
+            .flat_map(|(_, directory)| fs::read_dir(directory).into_iter().flatten().flatten())
+            .filter_map(|entry| entry.file_name().to_string_lossy().strip_prefix("pod").map(str::to_owned))
+            .collect();
+        uids.sort_unstable();
+        uids.dedup();
+        uids
+    }
+
+    fn make(&self, path: &Path, limits: PodLimits) -> io::Result<()> {
+        for (controller, directory) in self.directories(path) {
+            fs::create_dir_all(&directory)?;
+            if controller == "cpuset" {
+                self.inherit_cpuset(path)?;
+            }
+        }
+        if self.version == Version::V2 {
+            self.delegate(path)?;
+        }
+        self.write(path, limits)
+    }
+
+    /// v1 cpusets start empty, and nothing can run in an empty one.
+    fn inherit_cpuset(&self, path: &Path) -> io::Result<()> {
+        let root = self.mount.join("cpuset");
+        let mut directory = root.clone();
+        for part in path.components() {
+            let parent = directory.clone();
+            directory.push(part);
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if fs::read_to_string(directory.join(file)).is_ok_and(|text| text.trim().is_empty()) {
+                    fs::write(directory.join(file), fs::read_to_string(parent.join(file))?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// v2 controllers work in a cgroup only if every one above it hands them down.
+    fn delegate(&self, path: &Path) -> io::Result<()> {
+        let available = fs::read_to_string(self.mount.join("cgroup.controllers"))?;
+        let mut directory = self.mount.clone();
+        for part in path.components() {
+            for controller in available.split_whitespace() {
+                // Not every controller can be delegated everywhere; those that matter fail loudly when written to.
+                let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+            directory.push(part);
+        }
+        Ok(())
+    }
+
+    fn write(&self, path: &Path, limits: PodLimits) -> io::Result<()> {
+        match self.version {
+            Version::V2 => {
+                let directory = self.mount.join(path);
+                let weight = 1 + (limits.shares.saturating_sub(2) * 9999) / 262_142;
+                fs::write(directory.join("cpu.weight"), weight.to_string())?;
+                let quota = if limits.quota > 0 { limits.quota.to_string() } else { "max".to_owned() };
+                fs::write(directory.join("cpu.max"), format!("{quota} {}", resources::CPU_PERIOD))?;
+                let memory = if limits.memory > 0 { limits.memory.to_string() } else { "max".to_owned() };
+                fs::write(directory.join("memory.max"), memory)
+            }
+            Version::V1 => {
+                let cpu = self.mount.join("cpu").join(path);
+                if cpu.is_dir() {
+                    fs::write(cpu.join("cpu.shares"), limits.shares.to_string())?;
+                    if limits.quota > 0 {
+                        fs::write(cpu.join("cpu.cfs_period_us"), resources::CPU_PERIOD.to_string())?;
+                        fs::write(cpu.join("cpu.cfs_quota_us"), limits.quota.to_string())?;
+                    }
+                }
+                let memory = self.mount.join("memory").join(path);
+                if memory.is_dir() && limits.memory > 0 {
+                    fs::write(memory.join("memory.limit_in_bytes"), limits.memory.to_string())?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Removes a cgroup and those below it, leaves first; true if it is gone.
+fn remove_tree(directory: &Path) -> bool {
+    if !directory.is_dir() {
+        return true;
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    match fs::remove_dir(directory) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions() {
+        let limits = PodLimits { shares: 1024, quota: 50_000, memory: 1 << 20 };
+        let one = tempfile::tempdir().unwrap();
+        for controller in ["cpu", "memory"] {
+            fs::create_dir(one.path().join(controller)).unwrap();
+        }
+        let groups = Cgroups::at(one.path(), "/a/");
+        assert_eq!(groups.pod_path("u", resources::BURSTABLE), "/a/kubepods/burstable/podu");
+        groups.make_pod("u", resources::BURSTABLE, limits).unwrap();
+        let read = |path: &str| fs::read_to_string(one.path().join(path)).unwrap();
+        assert_eq!(read("cpu/a/kubepods/burstable/podu/cpu.shares"), "1024");
+        assert_eq!(read("cpu/a/kubepods/burstable/podu/cpu.cfs_quota_us"), "50000");
+        assert_eq!(read("memory/a/kubepods/burstable/podu/memory.limit_in_bytes"), "1048576");
+        assert_eq!(groups.pods(), ["u"]);
+
+        let two = tempfile::tempdir().unwrap();
+        fs::write(two.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        let groups = Cgroups::at(two.path(), "");
+        groups.make_pod("u", resources::GUARANTEED, limits).unwrap();
+        let read = |path: &str| fs::read_to_string(two.path().join(path)).unwrap();
+        assert_eq!(read("kubepods/podu/cpu.weight"), "39");
+        assert_eq!(read("kubepods/podu/cpu.max"), "50000 100000");
+        assert_eq!(read("kubepods/podu/memory.max"), "1048576");
+    }
+}

@@ -1,0 +1,277 @@
+//! Starting: a pod's sandbox, and one container from image to postStart.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Secret};
+use keelson_proto::cri;
+
+use super::{
+    backoff::Backoff,
+    container::{self, ContainerInputs},
+    dns, env, hooks,
+    plan::{Kind, Slot},
+    reference, resources, sandbox, security, termination,
+};
+use crate::{
+    context::Kubelet,
+    events::Type,
+    images::Wanted,
+    runtime::observe::{ObservedPod, Sandbox},
+    status::compute::Waiting,
+    volumes::{Mounted, subpath},
+};
+
+/// What a pod's containers have in common while they are started.
+pub struct Surroundings<'a> {
+    pub kubelet: &'a Kubelet,
+    pub pod: &'a Pod,
+    pub spec: &'a PodSpec,
+    pub mounted: &'a Mounted,
+    pub sandbox: &'a Sandbox,
+    pub sandbox_config: &'a cri::PodSandboxConfig,
+    pub secrets: &'a [Arc<Secret>],
+    pub observed: &'a ObservedPod,
+}
+
+fn text(value: &Option<String>) -> &str {
+    value.as_deref().unwrap_or_default()
+}
+
+/// The sandbox's configuration; the same for every container of it.
+pub fn sandbox_config(kubelet: &Kubelet, pod: &Pod, spec: &PodSpec, attempt: u32) -> cri::PodSandboxConfig {
+    let metadata = &pod.metadata;
+    let logs = kubelet.log_directory(text(&metadata.namespace), text(&metadata.name), text(&metadata.uid));
+    sandbox::config(&sandbox::SandboxInputs {
+        pod,
+        attempt,
+        dns: dns::config(pod, &kubelet.config.cluster_dns, kubelet.cluster_domain(), &kubelet.host_resolver),
+        log_directory: logs.to_string_lossy().into_owned(),
+        cgroup_parent: kubelet.cgroups.pod_path(text(&metadata.uid), resources::qos(spec)),
+        node_name: &kubelet.node_name,
+        cluster_domain: kubelet.cluster_domain(),
+    })
+}
+
+/// Makes the sandbox.
+///
+/// # Errors
+/// The sentence of a FailedCreatePodSandBox event.
+pub async fn sandbox(kubelet: &Kubelet, config: cri::PodSandboxConfig, handler: &str) -> Result<String, String> {
+    let failed = |error: String| format!("Failed to create pod sandbox: {error}");
+    tokio::fs::create_dir_all(&config.log_directory).await.map_err(|error| failed(error.to_string()))?;
+    let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
+    let response = kubelet.runtime.run_pod_sandbox(request).await.map_err(|error| failed(error.to_string()))?;
+    kubelet.metrics.sandbox_started();
+    Ok(response.pod_sandbox_id)
+}
+
+/// Starts one container.
+///
+/// # Errors
+/// The container's waiting state; its event is recorded.
+pub async fn container(
+    around: &Surroundings<'_>,
+    slot: Slot,
+    spec: &Container,
+    restart_count: u32,
+    image_backoff: &mut Backoff,
+) -> Result<(), Waiting> {
+    let kubelet = around.kubelet;
+    let object = reference(around.pod, Some((slot.kind, &spec.name)));
+    let failed = |reason: &str, message: String| {
+        kubelet.events.record(&object, Type::Warning, "Failed", &format!("Error: {message}"));
+        Waiting { reason: reason.to_owned(), message }
+    };
+    let wanted = Wanted {
+        pod: around.pod,
+        container: spec,
+        kind: slot.kind,
+        secrets: around.secrets,
+        sandbox: around.sandbox_config,
+    };
+    let image = kubelet.images.ensure(&wanted, image_backoff).await.inspect_err(|waiting| {
+        let message = format!("Error: {}", waiting.reason);
+        kubelet.events.record(&object, Type::Warning, "Failed", &message);
+    })?;
+    security::verify_non_root(around.pod, spec, &image.user)
+        .map_err(|message| failed("CreateContainerConfigError", message))?;
+    let environment =
+        environment(around, spec).await.map_err(|message| failed("CreateContainerConfigError", message))?;
+    let mounts =
+        mounts(around, spec, restart_count, &environment).map_err(|message| failed("CreateContainerConfigError", message))?;
+    let target = (slot.kind == Kind::Ephemeral).then(|| target(around, slot)).flatten();
+    let config = container::config(ContainerInputs {
+        pod: around.pod,
+        container: spec,
+        image_ref: image.id,
+        image_user: image.user,
+        restart_count,
+        environment,
+        mounts,
+        node_memory: kubelet.capacity.memory,
+        cfs_quota: kubelet.config.cpu_cfs_quota,
+        root: &kubelet.root,
+        cgroup_v2: kubelet.cgroups.version() == crate::cgroups::Version::V2,
+        target,
+    });
+    let request = cri::CreateContainerRequest {
+        pod_sandbox_id: around.sandbox.id.clone(),
+        config: Some(config),
+        sandbox_config: Some(around.sandbox_config.clone()),
+    };
+    let created = kubelet.runtime.create_container(request).await;
+    let id = created.map_err(|error| failed("CreateContainerError", error.message))?.container_id;
+    kubelet.events.record(&object, Type::Normal, "Created", "Container created");
+    let request = cri::StartContainerRequest { container_id: id.clone() };
+    let started = kubelet.runtime.start_container(request).await;
+    started.map_err(|error| failed("RunContainerError", error.message))?;
+    kubelet.metrics.container_started();
+    kubelet.events.record(&object, Type::Normal, "Started", "Container started");
+    post_start(around, spec, &id, &object).await
+}
+
+async fn post_start(
+    around: &Surroundings<'_>,
+    spec: &Container,
+    id: &str,
+    object: &k8s_openapi::api::core::v1::ObjectReference,
+) -> Result<(), Waiting> {
+    let Some(hook) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref()) else {
+        return Ok(());
+    };
+    let kubelet = around.kubelet;
+    let ip = around.sandbox.ips.first().map(String::as_str);
+    let target = hooks::Target { pod: around.pod, container: spec, id, ip };
+    let Err(error) = hooks::run(&kubelet.runtime, hook, &target).await else { return Ok(()) };
+    let message = format!("PostStartHook failed: {error}");
+    kubelet.events.record(object, Type::Warning, "FailedPostStartHook", &message);
+    // A container whose hook failed did not start.
+    let grace = around.spec.termination_grace_period_seconds.unwrap_or(30);
+    kubelet.events.record(object, Type::Normal, "Killing", "FailedPostStartHook");
+    if let Err(error) = kubelet.runtime.stop_container(id, grace).await {
+        tracing::warn!(%error, container = spec.name, "stopping a container whose postStart hook failed");
+    }
+    Err(Waiting { reason: "PostStartHookError".to_owned(), message: error })
+}
+
+/// Id of the container that an ephemeral one looks into.
+fn target(around: &Surroundings<'_>, slot: Slot) -> Option<String> {
+    let ephemeral = around.spec.ephemeral_containers.as_ref()?.get(slot.index)?;
+    let name = ephemeral.target_container_name.as_deref().filter(|name| !name.is_empty())?;
+    around.observed.container(name).map(|container| container.id.clone())
+}
+
+async fn environment(around: &Surroundings<'_>, spec: &Container) -> Result<Vec<(String, String)>, String> {
+    let kubelet = around.kubelet;
+    let metadata = &around.pod.metadata;
+    let (namespace, uid) = (text(&metadata.namespace), text(&metadata.uid));
+    let (config_map_names, secret_names) = env::references(spec);
+    let (mut config_maps, mut secrets) = (HashMap::new(), HashMap::new());
+    for name in config_map_names {
+        let found = kubelet.volumes.config_maps.get(namespace, &name, uid).await.map_err(|error| error.to_string())?;
+        config_maps.insert(name, found);
+    }
+    for name in secret_names {
+        let found = kubelet.volumes.secrets.get(namespace, &name, uid).await.map_err(|error| error.to_string())?;
+        secrets.insert(name, found);
+    }
+    let host_ips = kubelet.host_ips();
+    let pod_ips = if around.spec.host_network == Some(true) { &host_ips } else { &around.sandbox.ips };
+    let sources = env::Sources {
+        pod: around.pod,
+        config_maps: &config_maps,
+        secrets: &secrets,
+        services: &kubelet.service_envs().await,
+        pod_ips,
+        host_ips: &host_ips,
+        node: kubelet.capacity,
+        node_name: &kubelet.node_name,
+    };
+    env::environment(spec, &sources).map_err(|error| error.to_string())
+}
+
+fn mounts(
+    around: &Surroundings<'_>,
+    spec: &Container,
+    restart_count: u32,
+    environment: &[(String, String)],
+) -> Result<Vec<cri::Mount>, String> {
+    let uid = text(&around.pod.metadata.uid);
+    let volumes = &around.kubelet.volumes;
+    let mut mounts = Vec::new();
+    for (index, mount) in spec.volume_mounts.iter().flatten().enumerate() {
+        let volume = around.mounted.paths.get(&mount.name).ok_or_else(|| {
+            format!("cannot find volume {:?} to mount into container {:?}", mount.name, spec.name)
+        })?;
+        let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
+            (_, Some(expression)) if !expression.is_empty() => env::expand(expression, |name| {
+                environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+            }),
+            (Some(path), _) => path.clone(),
+            _ => String::new(),
+        };
+        let host_path = if sub_path.is_empty() {
+            volume.clone()
+        } else {
+            let target = volumes
+                .pod_directory(uid)
+                .join("volume-subpaths")
+                .join(&mount.name)
+                .join(&spec.name)
+                .join(index.to_string());
+            subpath::bind(volume, &sub_path, &target).map_err(|error| {
+                tracing::warn!(%error, sub_path, "preparing a subPath");
+                format!("failed to prepare subPath for volumeMount {:?} of container {:?}", mount.name, spec.name)
+            })?;
+            target
+        };
+        let container_path = if mount.mount_path.starts_with('/') {
+            mount.mount_path.clone()
+        } else {
+            format!("/{}", mount.mount_path)
+        };
+        mounts.push(cri::Mount {
+            container_path,
+            host_path: host_path.to_string_lossy().into_owned(),
+            readonly: mount.read_only == Some(true),
+            propagation: match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer,
+                Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
+                _ => cri::MountPropagation::PropagationPrivate,
+            } as i32,
+            ..Default::default()
+        });
+    }
+    own_files(around, spec, restart_count, &mut mounts).map_err(|error| error.to_string())?;
+    Ok(mounts)
+}
+
+/// /etc/hosts and the termination message: files of the kubelet that every container gets.
+fn own_files(
+    around: &Surroundings<'_>,
+    spec: &Container,
+    restart_count: u32,
+    mounts: &mut Vec<cri::Mount>,
+) -> std::io::Result<()> {
+    let volumes = &around.kubelet.volumes;
+    let uid = text(&around.pod.metadata.uid);
+    let file = |container_path: &str, host_path: &Path| cri::Mount {
+        container_path: container_path.to_owned(),
+        host_path: host_path.to_string_lossy().into_owned(),
+        ..Default::default()
+    };
+    let host_network = around.spec.host_network == Some(true);
+    if !container::mounted_at(mounts, "/etc/hosts") && (host_network || !around.sandbox.ips.is_empty()) {
+        let host_file = host_network.then(|| std::fs::read_to_string("/etc/hosts")).transpose()?;
+        let content =
+            dns::hosts_file(around.pod, &around.sandbox.ips, around.kubelet.cluster_domain(), host_file.as_deref());
+        mounts.push(file("/etc/hosts", &volumes.write_pod_file(uid, "etc-hosts", &content)?));
+    }
+    let path = spec.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+    if !path.is_empty() {
+        let host = termination::file(&volumes.container_directory(uid, &spec.name), restart_count);
+        termination::prepare(&host)?;
+        mounts.push(file(path, &host));
+    }
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! All pods of this node: which there are, a worker for each, and what is left over of those that are not.
+//!
+//! Nothing is ended for not being wanted before every source has said what it wants: a kubelet that starts without
+//! its API server leaves containers alone.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission,
+    context::Kubelet,
+    mirror::Mirrors,
+    pod::{
+        Desired, Mirror, Source, kill,
+        worker::{Handle, Worker},
+    },
+    runtime::{events::Events as RuntimeEvents, names},
+    status::compute::Waiting,
+};
+
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+
+/// A pod beside its worker.
+struct Entry {
+    handle: Handle,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: HashMap<String, Entry>,
+    /// Sources that have listed all of their pods.
+    ready: HashSet<&'static str>,
+    /// Mirror pods of the API server by namespace and name: uid and hash.
+    mirrors: HashMap<(String, String), (String, String)>,
+}
+
+/// The table of pods; shared.
+pub struct Pods {
+    kubelet: Arc<Kubelet>,
+    runtime_events: Arc<RuntimeEvents>,
+    mirrors: Option<Mirrors>,
+    table: Mutex<Table>,
+    sources: Vec<&'static str>,
+}
+
+/// Names of the sources.
+pub const API: &str = "api";
+pub const FILE: &str = "file";
+
+impl Pods {
+    pub fn new(
+        kubelet: Arc<Kubelet>,
+        runtime_events: Arc<RuntimeEvents>,
+        mirrors: Option<Mirrors>,
+        sources: Vec<&'static str>,
+    ) -> Arc<Self> {
+        Arc::new(Self { kubelet, runtime_events, mirrors, table: Mutex::default(), sources })
+    }
+
+    /// The source has listed everything it wants.
+    pub fn source_ready(&self, source: &'static str) {
+        self.table.lock().ready.insert(source);
+    }
+
+    /// Whether all sources have.
+    pub fn sources_ready(&self) -> bool {
+        let table = self.table.lock();
+        self.sources.iter().all(|source| table.ready.contains(source))
+    }
+
+    /// Wakes the worker of a pod.
+    pub fn wake(&self, uid: &str) {
+        if let Some(entry) = self.table.lock().entries.get(uid) {
+            entry.handle.wake.notify_one();
+        }
+    }
+
+    /// A pod that its source wants, new or changed.
+    pub fn update(self: &Arc<Self>, source: Source, pod: Arc<Pod>) {
+        let metadata = &pod.metadata;
+        let (Some(uid), Some(name)) = (metadata.uid.clone(), metadata.name.clone()) else { return };
+        let key = (metadata.namespace.clone().unwrap_or_default(), name);
+        let mirrored = metadata.annotations.as_ref().and_then(|annotations| annotations.get(names::CONFIG_MIRROR));
+        if let (Source::Api, Some(hash)) = (source, mirrored) {
+            self.table.lock().mirrors.insert(key.clone(), (uid, hash.clone()));
+            self.refresh_mirror(&key);
+            return;
+        }
+        let mut table = self.table.lock();
+        let mirror = mirror_of(&table, source, &pod);
+        if let Some(entry) = table.entries.get(&uid) {
+            entry.handle.desired.send_modify(|desired| {
+                desired.pod = pod.clone();
+                desired.mirror = mirror.clone();
+                desired.gone = false;
+            });
+        } else {
+            let others: Vec<Arc<Pod>> =
+                table.entries.values().map(|entry| entry.handle.desired.borrow().pod.clone()).collect();
+            let desired = Desired { pod: pod.clone(), source, mirror, gone: false };
+            let (worker, handle) = Worker::new(self.kubelet.clone(), desired);
+            // A pod that runs already was admitted before.
+            let known = pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|p| p != "Pending");
+            if source == Source::Api && !known && metadata.deletion_timestamp.is_none()
+                && let Err(refusal) = admission::admit(&self.kubelet, &pod, &others)
+            {
+                handle.evict.send_replace(Some(refusal));
+            }
+            table.entries.insert(uid.clone(), Entry { handle });
+            let this = self.clone();
+            tokio::spawn(async move {
+                worker.run().await;
+                this.table.lock().entries.remove(&uid);
+            });
+        }
+        drop(table);
+        if source == Source::File {
+            self.refresh_mirror(&key);
+        }
+    }
+
+    /// A pod that its source no longer has.
+    pub fn remove(&self, source: Source, namespace: &str, name: &str, uid: &str) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut table = self.table.lock();
+        if source == Source::Api && table.mirrors.get(&key).is_some_and(|(known, _)| known == uid) {
+            table.mirrors.remove(&key);
+            drop(table);
+            self.refresh_mirror(&key);
+            return;
+        }
+        if let Some(entry) = table.entries.get(uid) {
+            entry.handle.desired.send_modify(|desired| desired.gone = true);
+        }
+        drop(table);
+        if source == Source::File {
+            self.refresh_mirror(&key);
+        }
+    }
+
+    /// The source listed exactly these uids: others of it are gone.
+    pub fn retain(&self, source: Source, listed: &HashSet<String>) {
+        let gone: Vec<(String, String, String)> = {
+            let table = self.table.lock();
+            let pods = table.entries.iter().filter_map(|(uid, entry)| {
+                let desired = entry.handle.desired.borrow();
+                let metadata = &desired.pod.metadata;
+                let lost = desired.source == source && !listed.contains(uid) && !desired.gone;
+                lost.then(|| {
+                    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+                    (text(&metadata.namespace), text(&metadata.name), uid.clone())
+                })
+            });
+            let mirrors = table
+                .mirrors
+                .iter()
+                .filter(|(_, (uid, _))| source == Source::Api && !listed.contains(uid))
+                .map(|((namespace, name), (uid, _))| (namespace.clone(), name.clone(), uid.clone()));
+            pods.chain(mirrors).collect()
+        };
+        for (namespace, name, uid) in gone {
+            self.remove(source, &namespace, &name, &uid);
+        }
+    }
+
+    /// Brings the mirror of a static pod to what it should be.
+    fn refresh_mirror(&self, key: &(String, String)) {
+        let Some(mirrors) = &self.mirrors else { return };
+        let table = self.table.lock();
+        let api_ready = table.ready.contains(API);
+        let known = table.mirrors.get(key).cloned();
+        let entry = table.entries.values().find(|entry| {
+            let desired = entry.handle.desired.borrow();
+            let metadata = &desired.pod.metadata;
+            desired.source == Source::File
+                && !desired.gone
+                && metadata.name.as_deref() == Some(&key.1)
+                && metadata.namespace.as_deref() == Some(&key.0)
+        });
+        match entry {
+            Some(entry) => {
+                let pod = entry.handle.desired.borrow().pod.clone();
+                let hash = crate::mirror::hash(&pod);
+                let current = known.as_ref().filter(|(_, known)| Some(known) == hash.as_ref());
+                let mirror = current.map(|(uid, _)| Mirror { uid: uid.clone() });
+                if mirror.is_none() && (api_ready || known.is_some()) {
+                    mirrors.ensure(pod, known.map(|(uid, _)| uid));
+                }
+                entry.handle.desired.send_if_modified(|desired| {
+                    let changed = desired.mirror != mirror;
+                    desired.mirror = mirror;
+                    changed
+                });
+            }
+            // A mirror of nothing.
+            None => {
+                if let Some((uid, _)) = known
+                    && self.sources.iter().all(|source| table.ready.contains(source))
+                {
+                    mirrors.delete(key.0.clone(), key.1.clone(), uid);
+                }
+            }
+        }
+    }
+
+    /// Once all sources are known, mirrors that should be there are made and others go.
+    pub fn refresh_mirrors(&self) {
+        let keys: HashSet<(String, String)> = {
+            let table = self.table.lock();
+            let statics = table.entries.values().filter_map(|entry| {
+                let desired = entry.handle.desired.borrow();
+                (desired.source == Source::File).then(|| {
+                    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+                    (text(&desired.pod.metadata.namespace), text(&desired.pod.metadata.name))
+                })
+            });
+            statics.chain(table.mirrors.keys().cloned()).collect()
+        };
+        keys.iter().for_each(|key| self.refresh_mirror(key));
+    }
+
+    /// Ends a pod before its time.
+    pub fn evict(&self, uid: &str, why: Waiting) {
+        if let Some(entry) = self.table.lock().entries.get(uid) {
+            entry.handle.evict.send_replace(Some(why));
+        }
+    }
+
+    /// Every pod with its status as this kubelet sees it.
+    pub fn list(&self) -> Vec<(Arc<Pod>, PodStatus)> {
+        let table = self.table.lock();
+        let entries = table.entries.values();
+        entries.map(|entry| (entry.handle.desired.borrow().pod.clone(), entry.handle.status.borrow().clone())).collect()
+    }
+
+    /// The pod of that name; a static one is also known by its mirror's uid.
+    pub fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Option<(Arc<Pod>, PodStatus)> {
+        let table = self.table.lock();
+        let mut found = table.entries.values().filter(|entry| {
+            let desired = entry.handle.desired.borrow();
+            let metadata = &desired.pod.metadata;
+            metadata.name.as_deref() == Some(name)
+                && metadata.namespace.as_deref() == Some(namespace)
+                && uid.is_none_or(|uid| {
+                    metadata.uid.as_deref() == Some(uid) || desired.mirror.as_ref().is_some_and(|m| m.uid == uid)
+                })
+        });
+        // Of namesakes, one that is not ending.
+        let first = found.next()?;
+        let entry = found.find(|entry| !entry.handle.desired.borrow().gone).unwrap_or(first);
+        Some((entry.handle.desired.borrow().pod.clone(), entry.handle.status.borrow().clone()))
+    }
+
+    /// Ends what no source wants, for as long as the kubelet runs.
+    pub async fn housekeeping(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(HOUSEKEEPING) => {}
+                () = cancel.cancelled() => return,
+            }
+            if self.sources_ready() {
+                self.remove_orphans().await;
+            }
+        }
+    }
+
+    async fn remove_orphans(&self) {
+        let known = |uid: &str| self.table.lock().entries.contains_key(uid);
+        for (uid, pod) in self.runtime_events.pods() {
+            if known(&uid) {
+                continue;
+            }
+            let observed = match self.kubelet.runtime.observe(&uid).await {
+                Ok(observed) if !known(&uid) => observed,
+                _ => continue,
+            };
+            tracing::info!(namespace = pod.namespace, name = pod.name, uid, "ending a pod that nobody wants");
+            let grace = observed.containers.iter().find_map(|c| c.annotations.get(names::POD_GRACE)?.parse().ok());
+            let mut named = Pod::default();
+            named.metadata.name = Some(pod.name.clone());
+            named.metadata.namespace = Some(pod.namespace.clone());
+            named.metadata.uid = Some(uid.clone());
+            let result = async {
+                kill::pod(&self.kubelet, &named, &observed, grace.unwrap_or(30)).await?;
+                kill::remove(&self.kubelet, &observed).await
+            };
+            if let Err(error) = result.await {
+                tracing::warn!(uid, %error, "ending an orphaned pod");
+                continue;
+            }
+            let logs = self.kubelet.log_directory(&pod.namespace, &pod.name, &uid);
+            let _ = tokio::fs::remove_dir_all(logs).await;
+        }
+        let running = self.runtime_events.pods();
+        for uid in self.kubelet.volumes.pods() {
+            if !known(&uid) && !running.contains_key(&uid) {
+                if let Err(error) = self.kubelet.volumes.remove(&uid) {
+                    tracing::warn!(uid, %error, "removing an orphaned pod's volumes");
+                }
+            }
+        }
+        for uid in self.kubelet.cgroups.pods() {
+            if !known(&uid) && !running.contains_key(&uid) {
+                self.kubelet.cgroups.remove_pod(&uid);
+            }
+        }
+    }
+}
+
+fn mirror_of(table: &Table, source: Source, pod: &Pod) -> Option<Mirror> {
+    if source == Source::Api {
+        return None;
+    }
+    let key = (pod.metadata.namespace.clone()?, pod.metadata.name.clone()?);
+    let (uid, hash) = table.mirrors.get(&key)?;
+    (Some(hash) == crate::mirror::hash(pod).as_ref()).then(|| Mirror { uid: uid.clone() })
+}

@@ -1,0 +1,154 @@
+//! The conditions of a pod that the kubelet owns.
+//!
+//! Conditions of others (readiness gates, disruption) are kept as they are; a transition time only moves when the
+//! status does.
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+
+use crate::pod::plan::is_sidecar;
+
+/// In the order in which upstream writes them.
+const OWNED: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
+struct Verdict {
+    kind: &'static str,
+    status: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+fn verdict(kind: &'static str, status: bool, reason: Option<&'static str>, message: Option<String>) -> Verdict {
+    Verdict { kind, status, reason, message }
+}
+
+/// The kubelet's conditions of a pod with this status; `has_sandbox`: sandbox and network are there.
+pub fn compute(pod: &Pod, status: &PodStatus, has_sandbox: bool) -> Vec<PodCondition> {
+    let containers_ready = containers_ready(pod, status);
+    let verdicts = [
+        verdict("PodReadyToStartContainers", has_sandbox, None, None),
+        initialized(pod, status),
+        ready(pod, status, &containers_ready),
+        containers_ready,
+        verdict("PodScheduled", true, None, None),
+    ];
+    verdicts
+        .into_iter()
+        .map(|v| PodCondition {
+            type_: v.kind.to_owned(),
+            status: if v.status { "True" } else { "False" }.to_owned(),
+            reason: v.reason.map(str::to_owned),
+            message: v.message,
+            observed_generation: pod.metadata.generation,
+            ..PodCondition::default()
+        })
+        .collect()
+}
+
+/// Puts our conditions before those of others, keeping transition times.
+pub fn merge(previous: Option<&[PodCondition]>, mut ours: Vec<PodCondition>, now: Timestamp) -> Vec<PodCondition> {
+    let previous = previous.unwrap_or_default();
+    for condition in &mut ours {
+        let before = previous.iter().find(|before| before.type_ == condition.type_ && before.status == condition.status);
+        condition.last_transition_time =
+            before.and_then(|before| before.last_transition_time.clone()).or(Some(Time(now)));
+    }
+    ours.extend(previous.iter().filter(|condition| !OWNED.contains(&condition.type_.as_str())).cloned());
+    ours
+}
+
+/// Replaces the conditions that are not ours with what the API server has.
+pub fn adopt_foreign(status: &mut PodStatus, api: Option<&PodStatus>) {
+    let foreign = |condition: &PodCondition| !OWNED.contains(&condition.type_.as_str());
+    if let (Some(conditions), Some(api)) = (&mut status.conditions, api) {
+        conditions.retain(|condition| !foreign(condition));
+        conditions.extend(api.conditions.iter().flatten().filter(|condition| foreign(condition)).cloned());
+    }
+}
+
+fn over(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+fn listed(what: &str, names: &[&str]) -> Option<String> {
+    (!names.is_empty()).then(|| format!("containers with {what} status: [{}]", names.join(" ")))
+}
+
+fn initialized(pod: &Pod, status: &PodStatus) -> Verdict {
+    const KIND: &str = "Initialized";
+    let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+    let statuses = status.init_container_statuses.as_deref().unwrap_or_default();
+    if status.phase.as_deref() == Some("Succeeded") {
+        return verdict(KIND, true, Some("PodCompleted"), None);
+    }
+    let has_run = status.container_statuses.iter().flatten().any(|status| {
+        status.state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+            || status.restart_count > 0
+    });
+    let incomplete: Vec<&str> = inits
+        .iter()
+        .zip(statuses)
+        .filter(|(container, status)| {
+            if is_sidecar(container) { !has_run && status.started != Some(true) } else { !has_run && !status.ready }
+        })
+        .map(|(container, _)| container.name.as_str())
+        .collect();
+    match listed("incomplete", &incomplete) {
+        None => verdict(KIND, true, None, None),
+        message => verdict(KIND, false, Some("ContainersNotInitialized"), message),
+    }
+}
+
+fn containers_ready(pod: &Pod, status: &PodStatus) -> Verdict {
+    const KIND: &str = "ContainersReady";
+    match status.phase.as_deref() {
+        Some("Succeeded") => return verdict(KIND, false, Some("PodCompleted"), None),
+        Some("Failed") => return verdict(KIND, false, Some("PodFailed"), None),
+        _ => {}
+    }
+    let statuses = status.container_statuses.as_deref().unwrap_or_default();
+    let sidecars = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten())
+        .zip(status.init_container_statuses.iter().flatten())
+        .filter(|(container, _)| is_sidecar(container))
+        .map(|(_, status)| status);
+    let unready: Vec<&str> = sidecars
+        .chain(statuses)
+        .filter(|status: &&ContainerStatus| !status.ready)
+        .map(|status| status.name.as_str())
+        .collect();
+    match listed("unready", &unready) {
+        None => verdict(KIND, true, None, None),
+        message => verdict(KIND, false, Some("ContainersNotReady"), message),
+    }
+}
+
+fn ready(pod: &Pod, status: &PodStatus, containers: &Verdict) -> Verdict {
+    const KIND: &str = "Ready";
+    if over(status) || !containers.status {
+        return verdict(KIND, false, containers.reason, containers.message.clone());
+    }
+    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let unmet: Vec<String> = gates
+        .iter()
+        .filter_map(|gate| match conditions.iter().find(|condition| condition.type_ == gate.condition_type) {
+            None => Some(format!("corresponding condition of pod readiness gate \"{}\" does not exist.", gate.condition_type)),
+            Some(condition) if condition.status != "True" => Some(format!(
+                "the status of pod readiness gate \"{}\" is not \"True\", but {}",
+                gate.condition_type, condition.status
+            )),
+            Some(_) => None,
+        })
+        .collect();
+    if unmet.is_empty() {
+        verdict(KIND, true, None, None)
+    } else {
+        verdict(KIND, false, Some("ReadinessGatesNotReady"), Some(unmet.join(", ")))
+    }
+}
