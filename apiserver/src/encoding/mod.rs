@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod compress;
+pub mod protobuf;
 pub mod table;
 
 use std::sync::Arc;

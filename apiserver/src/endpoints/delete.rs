@@ -39,11 +39,12 @@ fn options(call: &Call) -> Result<(DeleteOptions, WriteOptions), Status> {
     let options = if call.body.trim_ascii().is_empty() {
         DeleteOptions::from_query(&call.query)?
     } else {
-        match decode::format(&call.headers)? {
-            keelson_schema::decode::Format::Json => DeleteOptions::from_body(&call.body)?,
-            keelson_schema::decode::Format::Yaml => serde_yaml::from_slice(&call.body)
-                .map_err(|error| Status::bad_request(format!("couldn't decode the DeleteOptions: {error}")))?,
-        }
+        let ty = keelson_schema::types::Schemas::builtin()
+            .of("", "v1", "DeleteOptions")
+            .ok_or_else(|| Status::internal("no schema of DeleteOptions"))?;
+        let named = decode::Named { ty, version: "v1", kind: "DeleteOptions" };
+        let decoded = decode::decoded(&call.body, decode::encoding(&call.headers)?, named)?;
+        DeleteOptions::from_value(decoded.value)?
     };
     let dry_run = options.validate()?;
     let write = WriteOptions {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Call;
 use crate::{
-    generic::{Write, decode, errors, metadata, update::{Ownership, Written}},
+    generic::{Write, decode::{self, Encoding}, errors, metadata, update::{Ownership, Written}},
     http::{body::Response, chain::WarningList},
     request::options::{FieldValidation, WriteOptions},
     status::{Cause, Qualified, Status},
@@ -113,7 +113,7 @@ async fn applied(call: &Call, mut write: Write<'_>) -> Result<Written, Status> {
     let name = call.path.name.as_str();
     let served = &call.served;
     let mut intent =
-        decode::object(served, &call.body, Format::Yaml, write.options.field_validation, &call.warnings)?;
+        decode::object(served, &call.body, Encoding::Text(Format::Yaml), write.options.field_validation, &call.warnings)?;
     if metadata::name(&intent).is_empty() {
         metadata::set(&mut intent, "name", name);
     }

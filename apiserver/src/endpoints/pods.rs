@@ -1,6 +1,6 @@
 //! Verbs that only pods have: binding to a node and eviction.
 
-use keelson_schema::{decode as schema_decode, types::Schemas};
+use keelson_schema::types::Schemas;
 use keelson_storage::{Change, Object, Preconditions, UpdateError};
 use serde_json::{Value, json};
 
@@ -21,8 +21,8 @@ fn body(call: &Call, options: &WriteOptions, gvk: (&str, &str, &str)) -> Result<
     let ty = Schemas::builtin()
         .of(group, version, kind)
         .ok_or_else(|| Status::internal(format!("no schema of {kind}")))?;
-    let decoded = schema_decode::decode(&call.body, decode::format(&call.headers)?, ty)
-        .map_err(|error| Status::bad_request(error.cannot_be_handled(version, kind)))?;
+    let named = decode::Named { ty, version, kind };
+    let decoded = decode::decoded(&call.body, decode::encoding(&call.headers)?, named)?;
     let mut object = decode::checked(decoded, options.field_validation, &call.warnings)?;
     let api_version = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
     decode::type_meta(&mut object, kind, &api_version)?;

@@ -27,9 +27,9 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         return pods::binding(call, "").await;
     }
     let options = WriteOptions::from_query(&call.query, "CreateOptions")?;
-    let format = decode::format(&call.headers)?;
+    let encoding = decode::encoding(&call.headers)?;
     let mut review =
-        decode::object(&call.served, &call.body, format, options.field_validation, &call.warnings)?;
+        decode::object(&call.served, &call.body, encoding, options.field_validation, &call.warnings)?;
     if resource.namespaced {
         call.write(&options, "").settle_namespace(&mut review)?;
     }

@@ -1,14 +1,17 @@
 //! `/scale`: a workload's replicas as an `autoscaling/v1 Scale`.
 
 use keelson_registry::scale::ScaleFields;
-use keelson_schema::{decode as schema_decode, types::{Schemas, TypeRef}};
+use keelson_schema::{
+    decode::Format,
+    types::{Schemas, TypeRef},
+};
 use keelson_storage::ReadVersion;
 use serde_json::Value;
 
 use super::{Call, patch};
 use crate::{
     encoding,
-    generic::{create::Outcome, decode, errors, metadata},
+    generic::{create::Outcome, decode::{self, Encoding}, errors, metadata},
     http::body::Response,
     request::options::WriteOptions,
     status::{Qualified, Status},
@@ -25,9 +28,8 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         "get" => get(call, fields).await,
         "update" => {
             let options = WriteOptions::from_query(&call.query, "UpdateOptions")?;
-            let format = decode::format(&call.headers)?;
-            let decoded = schema_decode::decode(&call.body, format, ty)
-                .map_err(|error| Status::bad_request(error.cannot_be_handled("v1", "Scale")))?;
+            let named = decode::Named { ty, version: "v1", kind: "Scale" };
+            let decoded = decode::decoded(&call.body, decode::encoding(&call.headers)?, named)?;
             let mut scale = decode::checked(decoded, options.field_validation, &call.warnings)?;
             decode::type_meta(&mut scale, "Scale", "autoscaling/v1")?;
             write(call, fields, &options, |_| Ok(scale.clone())).await
@@ -41,9 +43,8 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
                 let ty: TypeRef<'static> = ty;
                 if kind == patch::PatchType::Apply {
                     // The intent of an apply holds only replicas: a merge of them into the present Scale.
-                    let decoded =
-                        schema_decode::decode(&call.body, schema_decode::Format::Yaml, ty)
-                            .map_err(|error| Status::bad_request(error.cannot_be_handled("v1", "Scale")))?;
+                    let named = decode::Named { ty, version: "v1", kind: "Scale" };
+                    let decoded = decode::decoded(&call.body, Encoding::Text(Format::Yaml), named)?;
                     let intent = decode::checked(decoded, validation, &call.warnings)?;
                     let mut merged = current.clone();
                     if let Some(replicas) = intent["spec"].get("replicas") {

@@ -1,7 +1,7 @@
 //! `serviceaccounts/token`: a TokenRequest is answered with a signed token.
 
 use keelson_access::token::request;
-use keelson_schema::{decode as schema_decode, types::Schemas};
+use keelson_schema::types::Schemas;
 
 use super::Call;
 use crate::{
@@ -17,12 +17,11 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         return Err(Status::method_not_allowed());
     }
     let options = WriteOptions::from_query(&call.query, "CreateOptions")?;
-    let format = decode::format(&call.headers)?;
     let ty = Schemas::builtin()
         .of("authentication.k8s.io", "v1", "TokenRequest")
         .ok_or_else(|| Status::internal("no schema of TokenRequest"))?;
-    let decoded = schema_decode::decode(&call.body, format, ty)
-        .map_err(|error| Status::bad_request(error.cannot_be_handled("v1", "TokenRequest")))?;
+    let named = decode::Named { ty, version: "v1", kind: "TokenRequest" };
+    let decoded = decode::decoded(&call.body, decode::encoding(&call.headers)?, named)?;
     let mut object = decode::checked(decoded, options.field_validation, &call.warnings)?;
     decode::type_meta(&mut object, "TokenRequest", "authentication.k8s.io/v1")?;
     let write = call.write(&options, "");

@@ -1,23 +1,38 @@
 //! Request bodies to values, with `fieldValidation` applied and `kind`/`apiVersion` checked.
 
 use http::{HeaderMap, header};
-use keelson_schema::decode::{self, Decoded, Format};
+use keelson_schema::{
+    decode::{self, DecodeError, Decoded, Format},
+    types::TypeRef,
+};
 use serde_json::Value;
 
 use crate::{
-    encoding::accept::SPOKEN,
+    encoding::protobuf,
     http::chain::WarningList,
     request::options::FieldValidation,
     served::Served,
     status::Status,
 };
 
-/// The format of a request body; absent is JSON.
-pub fn format(headers: &HeaderMap) -> Result<Format, Status> {
+/// The encoding of a request body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Text(Format),
+    Protobuf,
+}
+
+/// The encoding of a request body; absent is JSON.
+pub fn encoding(headers: &HeaderMap) -> Result<Encoding, Status> {
     match media_type(headers) {
-        "" | "application/json" => Ok(Format::Json),
-        "application/yaml" => Ok(Format::Yaml),
-        _ => Err(Status::unsupported_media_type(SPOKEN)),
+        "" | "application/json" => Ok(Encoding::Text(Format::Json)),
+        "application/yaml" => Ok(Encoding::Text(Format::Yaml)),
+        "application/vnd.kubernetes.protobuf" => Ok(Encoding::Protobuf),
+        _ => Err(Status::unsupported_media_type(&[
+            "application/json",
+            "application/yaml",
+            "application/vnd.kubernetes.protobuf",
+        ])),
     }
 }
 
@@ -31,17 +46,41 @@ pub fn media_type(headers: &HeaderMap) -> &str {
 pub fn object(
     served: &Served,
     bytes: &[u8],
-    format: Format,
+    encoding: Encoding,
     validation: FieldValidation,
     warnings: &WarningList,
 ) -> Result<Value, Status> {
     let resource = &served.kind.resource;
-    let decoded = decode::decode(bytes, format, served.ty).map_err(|error| {
-        Status::bad_request(error.cannot_be_handled(&resource.version, &resource.kind))
-    })?;
-    let mut value = checked(decoded, validation, warnings)?;
-    type_meta(&mut value, &resource.kind, &resource.gvk().api_version())?;
+    let named = Named { ty: served.ty, version: &resource.version, kind: &resource.kind };
+    let mut value = checked(decoded(bytes, encoding, named)?, validation, warnings)?;
+    type_meta(&mut value, &resource.kind, &resource.api_version())?;
     Ok(value)
+}
+
+/// A type with the names that messages call it by.
+#[derive(Clone, Copy)]
+pub struct Named<'a> {
+    pub ty: TypeRef<'static>,
+    pub version: &'a str,
+    pub kind: &'a str,
+}
+
+/// Decodes a body of any type.
+pub fn decoded(bytes: &[u8], encoding: Encoding, named: Named<'_>) -> Result<Decoded, Status> {
+    let cannot =
+        |error: DecodeError| Status::bad_request(error.cannot_be_handled(named.version, named.kind));
+    match encoding {
+        Encoding::Text(format) => decode::decode(bytes, format, named.ty).map_err(cannot),
+        Encoding::Protobuf => {
+            let value = protobuf::decode(bytes, named.ty).map_err(|error| {
+                Status::bad_request(format!(
+                    "{} in version {:?} cannot be handled as a {}: {error}",
+                    named.kind, named.version, named.kind
+                ))
+            })?;
+            decode::decode_value(value, named.ty).map_err(cannot)
+        }
+    }
 }
 
 /// Applies `fieldValidation` to what decoding noticed.

@@ -214,8 +214,8 @@ impl DeleteOptions {
         })
     }
 
-    pub fn from_body(body: &[u8]) -> Result<Self, Status> {
-        serde_json::from_slice(body)
+    pub fn from_value(body: serde_json::Value) -> Result<Self, Status> {
+        serde_json::from_value(body)
             .map_err(|error| Status::bad_request(format!("couldn't decode the DeleteOptions: {error}")))
     }
 
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn delete_options_fold_the_deprecated_field() {
         let check = |body: &str, policy| {
-            assert_eq!(DeleteOptions::from_body(body.as_bytes()).unwrap().policy(), policy);
+            assert_eq!(DeleteOptions::from_value(serde_json::from_str(body).unwrap()).unwrap().policy(), policy);
         };
         check(r#"{"orphanDependents":true}"#, Some(PropagationPolicy::Orphan));
         check(r#"{"propagationPolicy":"Foreground"}"#, Some(PropagationPolicy::Foreground));

@@ -12,13 +12,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use keelson_access::{
-    admission::{
-        Admission,
-        namespace_lifecycle::NamespaceLifecycle,
-        node_defaults::{DefaultTolerationSeconds, TaintNodesByCondition},
-        priority::Priority,
-        service_account::ServiceAccount,
-    },
+    admission::chain::{Dependencies, PluginError, plugins},
     authn::{
         chain::{Anonymous, Authentication},
         front_proxy::{FrontProxy, FrontProxyConfig},
@@ -27,6 +21,7 @@ use keelson_access::{
     },
     authz::{
         Authorizer,
+        node::NodeAuthorizer,
         rbac::Rbac,
         union::{Always, Union},
     },
@@ -55,8 +50,8 @@ pub enum AccessError {
     Key { path: PathBuf, source: KeyError },
     #[error("client CA {path}")]
     Ca { path: PathBuf, source: CaError },
-    #[error("--{flag}: unknown admission plugin {name:?}")]
-    Plugin { flag: &'static str, name: String },
+    #[error("admission plugins")]
+    Plugin(#[from] PluginError),
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, AccessError> {
@@ -91,17 +86,29 @@ pub fn build(config: &Config, table: &Table) -> Result<(Access, Feed), AccessErr
             "AlwaysAllow" => modes.push(Arc::new(Always(true))),
             "AlwaysDeny" => modes.push(Arc::new(Always(false))),
             // Config::validate has refused every other word.
-            _ => node_authorizer(&mut modes, &mut observers),
+            _ => {
+                let node = Arc::new(NodeAuthorizer::default());
+                observers.push(node.clone());
+                modes.push(node);
+            }
         }
     }
     let authorizer: Arc<dyn Authorizer> = Arc::new(Union::new(modes));
-    let admission = admission(config, &state, &freshness)?;
+    let admission = plugins(
+        &config.enable_admission_plugins,
+        &config.disable_admission_plugins,
+        &Dependencies {
+            state: state.clone(),
+            freshness: freshness.clone(),
+            authorizer: authorizer.clone(),
+            not_ready_seconds: config.default_not_ready_toleration_seconds,
+            unreachable_seconds: config.default_unreachable_toleration_seconds,
+        },
+    )?;
     let access =
         Access { authentication, authorizer, rbac, admission, tokens, state, freshness: freshness.clone() };
     Ok((access, Feed { observers, progress }))
 }
-
-fn node_authorizer(_modes: &mut Vec<Arc<dyn Authorizer>>, _observers: &mut Vec<Arc<dyn Observer>>) {}
 
 fn tokens(config: &Config) -> Result<Tokens, AccessError> {
     let mut verification_keys = Vec::new();
@@ -135,35 +142,6 @@ fn front_proxy(config: &Config) -> Result<Option<FrontProxy>, AccessError> {
     })
     .map(Some)
     .map_err(|source| AccessError::Ca { path: path.clone(), source })
-}
-
-fn admission(
-    config: &Config,
-    state: &Arc<State>,
-    freshness: &Arc<dyn Freshness>,
-) -> Result<Vec<Box<dyn Admission>>, AccessError> {
-    let (state, freshness) = (|| state.clone(), || freshness.clone());
-    let all: Vec<Box<dyn Admission>> = vec![
-        Box::new(NamespaceLifecycle { state: state(), freshness: freshness() }),
-        Box::new(ServiceAccount { state: state(), freshness: freshness() }),
-        Box::new(TaintNodesByCondition),
-        Box::new(Priority { state: state(), freshness: freshness() }),
-        Box::new(DefaultTolerationSeconds::default()),
-    ];
-    for (flag, names) in [
-        ("enable-admission-plugins", &config.enable_admission_plugins),
-        ("disable-admission-plugins", &config.disable_admission_plugins),
-    ] {
-        for name in names {
-            if !all.iter().any(|plugin| plugin.name() == name) {
-                return Err(AccessError::Plugin { flag, name: name.clone() });
-            }
-        }
-    }
-    Ok(all
-        .into_iter()
-        .filter(|plugin| !config.disable_admission_plugins.iter().any(|name| name == plugin.name()))
-        .collect())
 }
 
 /// How far the observers have come, per resource.

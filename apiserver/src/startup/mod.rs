@@ -233,7 +233,10 @@ async fn start(
     progress.access_fed.store(true, Ordering::Release);
     retry("bootstrap objects", || bootstrap::ensure(&server)).await;
     progress.bootstrapped.store(true, Ordering::Release);
-    retry("the kubernetes service", || kubernetes_service::ensure(&server)).await;
+    if let Err(error) = kubernetes_service::ensure(&server).await {
+        // The periodic pass tries again; the API itself does not depend on it.
+        tracing::warn!(%error, "ensuring the kubernetes service failed");
+    }
     progress.service_ensured.store(true, Ordering::Release);
     tracing::info!(after = ?started.elapsed(), "Ready");
     keelson_component_base::systemd::notify_ready();
