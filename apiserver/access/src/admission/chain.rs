@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Admission;
+use super::limit_ranger::LimitRanger;
 use super::namespace_lifecycle::NamespaceLifecycle;
 use super::node_defaults::{DefaultTolerationSeconds, TaintNodesByCondition};
 use super::node_restriction::NodeRestriction;
@@ -33,8 +34,9 @@ pub enum PluginError {
 }
 
 /// In upstream's order.
-const IMPLEMENTED: [&str; 7] = [
+const IMPLEMENTED: [&str; 8] = [
     "NamespaceLifecycle",
+    "LimitRanger",
     "ServiceAccount",
     "NodeRestriction",
     "TaintNodesByCondition",
@@ -47,7 +49,7 @@ const IMPLEMENTED: [&str; 7] = [
 const OFF_BY_DEFAULT: [&str; 1] = ["NodeRestriction"];
 
 /// Known by upstream but not here. Disabling them is harmless.
-const KNOWN: [&str; 30] = [
+const KNOWN: [&str; 29] = [
     "AlwaysAdmit",
     "AlwaysDeny",
     "AlwaysPullImages",
@@ -62,7 +64,6 @@ const KNOWN: [&str; 30] = [
     "ExtendedResourceToleration",
     "ImagePolicyWebhook",
     "LimitPodHardAntiAffinityTopology",
-    "LimitRanger",
     "MutatingAdmissionPolicy",
     "MutatingAdmissionWebhook",
     "NamespaceAutoProvision",
@@ -112,6 +113,7 @@ fn build(name: &str, dependencies: &Dependencies) -> Option<Box<dyn Admission>> 
         dependencies.clone();
     Some(match name {
         "NamespaceLifecycle" => Box::new(NamespaceLifecycle { state, freshness }),
+        "LimitRanger" => Box::new(LimitRanger { state }),
         "ServiceAccount" => Box::new(ServiceAccount { state, freshness }),
         "NodeRestriction" => Box::new(NodeRestriction { state, freshness, authorizer }),
         "TaintNodesByCondition" => Box::new(TaintNodesByCondition),

@@ -3,6 +3,7 @@
 //! One trait, one file per plugin. All plugins mutate, then all validate, in upstream's order.
 
 pub mod chain;
+pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_defaults;
 pub mod node_restriction;

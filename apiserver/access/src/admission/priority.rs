@@ -53,9 +53,8 @@ impl Priority {
                 "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
             )));
         }
-        let Some(spec) = request.object.as_deref_mut().and_then(|pod| pod.get_mut("spec")) else {
-            return Ok(());
-        };
+        let spec = request.object.as_deref_mut().and_then(|pod| pod.get_mut("spec"));
+        let Some(spec) = spec.filter(|spec| spec.is_object()) else { return Ok(()) };
         if !class.name.is_empty() {
             spec["priorityClassName"] = json!(class.name);
         }
@@ -144,7 +143,7 @@ mod tests {
         };
         check(&[], json!({}), Ok(json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"})));
         check(
-            &[default.clone()],
+            std::slice::from_ref(&default),
             json!({}),
             Ok(
                 json!({"priorityClassName": "usual", "priority": 7, "preemptionPolicy": "PreemptLowerPriority"}),

@@ -72,10 +72,16 @@ impl Authority {
     }
 }
 
+/// Whom a certificate stands for, and until when (Unix seconds) that is taken for granted.
+struct Remembered {
+    until: u64,
+    user: Option<UserInfo>,
+}
+
 /// `--client-ca-file`.
 pub struct ClientCertificates {
     authority: Authority,
-    remembered: Mutex<HashMap<[u8; 32], (u64, Option<UserInfo>)>>,
+    remembered: Mutex<HashMap<[u8; 32], Remembered>>,
 }
 
 impl ClientCertificates {
@@ -89,10 +95,10 @@ impl ClientCertificates {
     fn user(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Option<UserInfo>, AuthnError> {
         let Some(leaf) = chain.first() else { return Ok(None) };
         let hash: [u8; 32] = Sha256::digest(leaf).into();
-        if let Some((until, user)) = self.remembered.lock().get(&hash)
-            && now.as_secs() < *until
+        if let Some(known) = self.remembered.lock().get(&hash)
+            && now.as_secs() < known.until
         {
-            return Ok(user.clone());
+            return Ok(known.user.clone());
         }
         let user = match self.authority.verify(chain, now) {
             Ok(()) => user_of(leaf)?,
@@ -105,7 +111,8 @@ impl ClientCertificates {
         if remembered.len() >= REMEMBER_AT_MOST {
             remembered.clear();
         }
-        remembered.insert(hash, (now.as_secs().saturating_add(REMEMBER_SECONDS), user.clone()));
+        let until = now.as_secs().saturating_add(REMEMBER_SECONDS);
+        remembered.insert(hash, Remembered { until, user: user.clone() });
         Ok(user)
     }
 }

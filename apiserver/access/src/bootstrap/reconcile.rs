@@ -101,7 +101,11 @@ mod tests {
         let (pods, secrets) = (rule(&["get"], "pods"), rule(&["get"], "secrets"));
         let desired = role(&[pods.clone(), secrets.clone()], "true");
         check(desired.clone(), desired.clone(), Reconciled::Unchanged);
-        check(role(&[pods.clone()], "true"), desired.clone(), Reconciled::Update(desired.clone()));
+        check(
+            role(std::slice::from_ref(&pods), "true"),
+            desired.clone(),
+            Reconciled::Update(desired.clone()),
+        );
         check(role(&[pods], "false"), desired.clone(), Reconciled::Unchanged);
         check(role(&[rule(&["*"], "*")], "true"), desired.clone(), Reconciled::Unchanged);
         let more = role(&[rule(&["get", "list"], "pods"), secrets], "true");
