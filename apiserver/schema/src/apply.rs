@@ -226,10 +226,40 @@ impl Application<'_> {
         };
         managed.0.insert(manager.clone(), owned);
         let merged = self.prune(merged, &managed, before.map(|owned| owned.set).unwrap_or_default());
-        take_over(self.live, &merged, self.ty, &self.ignored, &mut managed, &manager, force)?;
+        self.take_over(&merged, &mut managed, &manager, force)?;
         strip(&mut managed, &manager);
         let changed = !typed::equal(self.live, &merged);
         Ok((changed.then_some(merged), managed))
+    }
+
+    /// Takes changed fields from their owners, or tells of the conflicts.
+    fn take_over(
+        &self,
+        new: &Value,
+        managed: &mut Managed,
+        applier: &Manager,
+        force: bool,
+    ) -> Result<(), Stop> {
+        let comparison = typed::compare(self.live, new, self.ty).excluding(&self.ignored);
+        let changed = comparison.modified.union(&comparison.added);
+        if !force {
+            let conflicts: Vec<(Manager, Vec<Element>)> = managed
+                .0
+                .iter()
+                .filter(|(manager, _)| *manager != applier)
+                .flat_map(|(manager, owned)| {
+                    let paths = owned.set.intersection(&changed).paths();
+                    paths.into_iter().map(move |path| (manager.clone(), path))
+                })
+                .collect();
+            if !conflicts.is_empty() {
+                return Err(Stop::Conflicts(conflicts));
+            }
+        }
+        lose(managed, Some(applier), &changed);
+        lose(managed, Some(applier), &comparison.removed);
+        managed.0.retain(|_, owned| !owned.set.is_empty());
+        Ok(())
     }
 
     /// Removes what this manager applied the last time, does not apply any more and nobody else owns.
@@ -373,38 +403,6 @@ fn record(live: &Value, new: &Value, ty: TypeRef<'_>, writer: Writer<'_>, manage
         managed.0.insert(manager, owned);
     }
     managed.cap();
-}
-
-/// Takes changed fields from their owners, or tells of the conflicts.
-fn take_over(
-    live: &Value,
-    new: &Value,
-    ty: TypeRef<'_>,
-    ignored: &Set,
-    managed: &mut Managed,
-    applier: &Manager,
-    force: bool,
-) -> Result<(), Stop> {
-    let comparison = typed::compare(live, new, ty).excluding(ignored);
-    let changed = comparison.modified.union(&comparison.added);
-    if !force {
-        let conflicts: Vec<(Manager, Vec<Element>)> = managed
-            .0
-            .iter()
-            .filter(|(manager, _)| *manager != applier)
-            .flat_map(|(manager, owned)| {
-                let paths = owned.set.intersection(&changed).paths();
-                paths.into_iter().map(move |path| (manager.clone(), path))
-            })
-            .collect();
-        if !conflicts.is_empty() {
-            return Err(Stop::Conflicts(conflicts));
-        }
-    }
-    lose(managed, Some(applier), &changed);
-    lose(managed, Some(applier), &comparison.removed);
-    managed.0.retain(|_, owned| !owned.set.is_empty());
-    Ok(())
 }
 
 /// Takes fields from everybody but one; who is left with nothing is forgotten.

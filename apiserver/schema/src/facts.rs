@@ -55,6 +55,13 @@ pub struct Field {
     pub default: Option<&'static str>,
     /// An object that upstream holds by value: it is never absent, only empty.
     pub present: bool,
+    /// Overrides what the Rust type says.
+    pub required: Option<bool>,
+}
+
+/// Whether a field is required: as the facts say, else as its Rust type does; metadata is optional.
+pub fn is_required(field: &str, facts: Option<&Field>, declared: bool) -> bool {
+    facts.and_then(|facts| facts.required).unwrap_or(declared && field != "metadata")
 }
 
 /// What a strategic merge patch does with a field.
@@ -123,6 +130,8 @@ fn parse_field(words: std::str::Split<'static, char>) -> Field {
             ("replace", None) => field.patch.replace = true,
             ("default", value) => field.default = value,
             ("present", None) => field.present = true,
+            ("required", None) => field.required = Some(true),
+            ("optional", None) => field.required = Some(false),
             _ => debug_assert!(false, "facts.txt: {word:?} means nothing"),
         }
     }
@@ -175,8 +184,19 @@ mod tests {
     fn every_line_is_understood() {
         for line in include_str!("facts.txt").lines().filter(|l| l.starts_with("  ")) {
             for word in line.trim().split(' ').skip(1) {
-                let known =
-                    ["set", "unmarked", "atomic", "granular", "merge", "retain-keys", "replace", "present"];
+                let known = [
+                    "set",
+                    "unmarked",
+                    "atomic",
+                    "granular",
+                    "merge",
+                    "retain-keys",
+                    "replace",
+                    "present",
+                    "required",
+                    "optional",
+                    "-",
+                ];
                 let key = word.split('=').next().unwrap();
                 assert!(
                     known.contains(&word) || word.contains('=') || line.contains("  union"),

@@ -22,12 +22,15 @@ pub use structural::SchemaError;
 /// Index of a shape in its [`Schemas`].
 pub(crate) type TypeId = u32;
 
+/// Group, version, kind and its type.
+pub(crate) type KindRow = (Arc<str>, Arc<str>, Arc<str>, TypeId);
+
 /// A set of types: all built-in ones, or those of one custom resource version.
 #[derive(Debug)]
 pub struct Schemas {
     shapes: Vec<Shape>,
     /// Sorted by group, version and kind.
-    kinds: Vec<(Arc<str>, Arc<str>, Arc<str>, TypeId)>,
+    kinds: Vec<KindRow>,
     /// By definition name; only built-in types have one.
     names: HashMap<Arc<str>, TypeId>,
     /// Values of custom resources keep nulls and empty lists as they were sent.

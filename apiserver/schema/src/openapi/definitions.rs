@@ -165,6 +165,18 @@ impl Definitions {
                 *schema = self.property(schema.take(), facts, default, present, is_items);
             }
         }
+        let published: Vec<Value> = required
+            .into_iter()
+            .filter(|field| {
+                facts::is_required(field, facts.as_ref().and_then(|facts| facts.field(field)), true)
+            })
+            .map(Value::from)
+            .collect();
+        if published.is_empty() {
+            schema.shift_remove("required");
+        } else {
+            schema.insert("required".to_owned(), published.into());
+        }
         if let Some(facts) = &facts {
             if facts.atomic {
                 schema.insert("x-kubernetes-map-type".to_owned(), "atomic".into());

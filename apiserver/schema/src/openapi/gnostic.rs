@@ -100,6 +100,10 @@ pub(super) struct PathItem {
     pub post: Option<Operation>,
     #[prost(message, optional, tag = "5")]
     pub delete: Option<Operation>,
+    #[prost(message, optional, tag = "6")]
+    pub options: Option<Operation>,
+    #[prost(message, optional, tag = "7")]
+    pub head: Option<Operation>,
     #[prost(message, optional, tag = "8")]
     pub patch: Option<Operation>,
     #[prost(message, repeated, tag = "9")]
@@ -151,7 +155,7 @@ pub(super) struct Parameter {
 #[derive(Clone, PartialEq, Oneof)]
 pub(super) enum ParameterOf {
     #[prost(message, tag = "1")]
-    Body(BodyParameter),
+    Body(Box<BodyParameter>),
     #[prost(message, tag = "2")]
     NonBody(NonBodyParameter),
 }
@@ -464,7 +468,7 @@ fn parameter(mut value: Value) -> Option<Parameter> {
     let oneof = match place.as_str() {
         "body" => {
             let schema = map.get_mut("schema").map(|schema| Schema::from_json(schema.take()));
-            ParameterOf::Body(BodyParameter { name, place, required, schema })
+            ParameterOf::Body(Box::new(BodyParameter { name, place, required, schema }))
         }
         "path" => ParameterOf::NonBody(NonBodyParameter {
             oneof: Some(NonBodyParameterOf::Path(PathParameter {
@@ -500,6 +504,8 @@ impl PathItem {
             put: operation("put"),
             post: operation("post"),
             delete: operation("delete"),
+            options: operation("options"),
+            head: operation("head"),
             patch: operation("patch"),
             parameters: parameters(&mut map),
         }

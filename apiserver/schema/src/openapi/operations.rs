@@ -314,7 +314,12 @@ impl Builder<'_> {
                 parameters: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION],
                 body: self.body(),
                 codes: CREATED,
-                ..self.operation("post", "create", &format!("{scope}{kind}"), format!("create a {kind}"))
+                ..self.operation(
+                    "post",
+                    "create",
+                    &format!("{scope}{kind}"),
+                    format!("create {}", with_article(kind)),
+                )
             });
         }
         operations
@@ -336,7 +341,12 @@ impl Builder<'_> {
                 body: Some((format!("{META}DeleteOptions"), false)),
                 answer,
                 codes: DELETED,
-                ..self.operation("delete", "delete", &rest, format!("delete a {}", resource.kind))
+                ..self.operation(
+                    "delete",
+                    "delete",
+                    &rest,
+                    format!("delete {}", with_article(&resource.kind)),
+                )
             });
         }
         operations
@@ -401,7 +411,7 @@ impl Builder<'_> {
                 parameters: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION],
                 body: self.body(),
                 codes: CREATED,
-                ..self.operation("post", "create", &rest, format!("create {name} of a {kind}"))
+                ..self.operation("post", "create", &rest, format!("create {name} of {}", with_article(kind)))
             });
         }
         for operation in &mut operations {
@@ -418,15 +428,22 @@ impl Builder<'_> {
 
     /// Requests that are passed on: exec, attach, portforward, proxy.
     fn connections(&self, subresource: &Subresource, rest: &str) -> Vec<Operation> {
+        // A proxy also passes on what has no verb of its own.
         let methods: &[(&str, Verb)] = &[
             ("delete", Verb::Delete),
             ("get", Verb::Get),
+            ("head", Verb::Get),
+            ("options", Verb::Get),
             ("patch", Verb::Patch),
             ("post", Verb::Create),
             ("put", Verb::Update),
         ];
         let mut operations = Vec::new();
-        for (method, _) in methods.iter().filter(|(_, verb)| subresource.verbs.contains(verb)) {
+        let is_proxy = subresource.name == "proxy";
+        for (method, verb) in methods {
+            if !subresource.verbs.contains(verb) || !is_proxy && matches!(*method, "head" | "options") {
+                continue;
+            }
             operations.push(Operation {
                 action: Some("connect"),
                 kind: Some(subresource.kind.clone()),
@@ -446,6 +463,12 @@ impl Builder<'_> {
         }
         operations
     }
+}
+
+/// `a Pod`, `an Event`.
+fn with_article(kind: &str) -> String {
+    let article = if kind.starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
+    format!("{article} {kind}")
 }
 
 fn builtin_definition(kind: &GroupVersionKind) -> Option<String> {

@@ -2,7 +2,7 @@
 //! of facts. The JSON Schemas are dropped kind by kind, so that they are never in memory all at once.
 
 use super::{
-    Alternative, Field, List, ListKind, Map, Object, Schemas, Shape, TypeId,
+    Alternative, Field, KindRow, List, ListKind, Map, Object, Schemas, Shape, TypeId,
     kinds::{KINDS, generate_meta},
 };
 use crate::facts::{self, ListType};
@@ -89,7 +89,7 @@ pub(super) fn schemas() -> Schemas {
 struct Builder {
     shapes: Vec<Shape>,
     names: HashMap<Arc<str>, TypeId>,
-    kinds: Vec<(Arc<str>, Arc<str>, Arc<str>, TypeId)>,
+    kinds: Vec<KindRow>,
     words: HashSet<Arc<str>>,
     lists: HashMap<List, TypeId>,
     maps: HashMap<Map, TypeId>,
@@ -186,7 +186,7 @@ impl Builder {
                 name: self.word(field),
                 ty: self.field_type(schema, facts),
                 present: is_metadata || facts.is_some_and(|f| f.present),
-                required: required.contains(&field.as_str()),
+                required: facts::is_required(field, facts, required.contains(&field.as_str())),
                 nullable: false,
                 patch: facts.map(|f| f.patch).unwrap_or_default(),
                 merge_key: facts.and_then(|f| f.merge_key).map(|key| self.word(key)),

@@ -3,7 +3,7 @@
 //! Only shape is taken: types, list types, map types, preserved fields, defaults. Value rules (patterns, limits, CEL)
 //! are checked elsewhere.
 
-use super::{Field, List, ListKind, Map, Object, Schemas, Shape, TypeId, TypeRef};
+use super::{Field, KindRow, List, ListKind, Map, Object, Schemas, Shape, TypeId, TypeRef};
 use crate::{facts::PatchStrategy, resource::GroupVersionKind};
 use serde_json::Value;
 use std::{collections::HashMap, sync::Arc};
@@ -42,8 +42,7 @@ pub(super) fn schemas(gvk: &GroupVersionKind, schema: Option<&Value>) -> Result<
     ]);
     let list = builder.push(list);
     let row = |kind: &str, id| (gvk.group.as_ref().into(), gvk.version.as_ref().into(), kind.into(), id);
-    let mut kinds: Vec<(Arc<str>, Arc<str>, Arc<str>, TypeId)> =
-        vec![row(&gvk.kind, root), row(&format!("{}List", gvk.kind), list)];
+    let mut kinds: Vec<KindRow> = vec![row(&gvk.kind, root), row(&format!("{}List", gvk.kind), list)];
     kinds.sort();
     Ok(Schemas { shapes: builder.shapes, kinds, names: HashMap::new(), custom: true })
 }
