@@ -15,7 +15,6 @@ pub enum Resource {
     Secrets,
     ServiceAccounts,
     LimitRanges,
-    PersistentVolumeClaims,
     PersistentVolumes,
     Roles,
     ClusterRoles,
@@ -23,7 +22,6 @@ pub enum Resource {
     ClusterRoleBindings,
     PriorityClasses,
     VolumeAttachments,
-    ResourceClaims,
     ResourceSlices,
 }
 
@@ -35,7 +33,6 @@ impl Resource {
         Self::Secrets,
         Self::ServiceAccounts,
         Self::LimitRanges,
-        Self::PersistentVolumeClaims,
         Self::PersistentVolumes,
         Self::Roles,
         Self::ClusterRoles,
@@ -43,7 +40,6 @@ impl Resource {
         Self::ClusterRoleBindings,
         Self::PriorityClasses,
         Self::VolumeAttachments,
-        Self::ResourceClaims,
         Self::ResourceSlices,
     ];
 
@@ -57,7 +53,6 @@ impl Resource {
             Self::Secrets => ("", "secrets"),
             Self::ServiceAccounts => ("", "serviceaccounts"),
             Self::LimitRanges => ("", "limitranges"),
-            Self::PersistentVolumeClaims => ("", "persistentvolumeclaims"),
             Self::PersistentVolumes => ("", "persistentvolumes"),
             Self::Roles => (RBAC, "roles"),
             Self::ClusterRoles => (RBAC, "clusterroles"),
@@ -65,7 +60,6 @@ impl Resource {
             Self::ClusterRoleBindings => (RBAC, "clusterrolebindings"),
             Self::PriorityClasses => ("scheduling.k8s.io", "priorityclasses"),
             Self::VolumeAttachments => ("storage.k8s.io", "volumeattachments"),
-            Self::ResourceClaims => ("resource.k8s.io", "resourceclaims"),
             Self::ResourceSlices => ("resource.k8s.io", "resourceslices"),
         }
     }

@@ -14,6 +14,7 @@ pub mod service_account;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
+use crate::state::text;
 use crate::status::Status;
 use crate::user::UserInfo;
 
@@ -75,7 +76,10 @@ impl AdmissionRequest<'_> {
     /// `<resource> "<name>" is forbidden: <error>` about this request's object.
     #[must_use]
     pub fn forbidden(&self, error: impl std::fmt::Display) -> Status {
-        let name = if self.name.is_empty() { "Unknown" } else { self.name };
+        // Names are generated after admission: until then the prefix stands for the name.
+        let metadata = self.object.as_deref().map_or(&Value::Null, |object| &object["metadata"]);
+        let candidates = [self.name, text(&metadata["name"]), text(&metadata["generateName"])];
+        let name = candidates.into_iter().find(|name| !name.is_empty()).unwrap_or("Unknown");
         Status::forbidden(self.group, self.resource, name, error)
     }
 }
@@ -176,5 +180,19 @@ mod tests {
             return Ok(());
         }
         plugin.validate(&request(given, &mut object)).now_or_never().unwrap()
+    }
+
+    #[test]
+    fn refusals_name_the_object_as_far_as_it_has_a_name() {
+        for (name, metadata, expected) in [
+            ("p", serde_json::json!({"name": "q"}), r#"pods "p" is forbidden: no"#),
+            ("", serde_json::json!({"name": "q"}), r#"pods "q" is forbidden: no"#),
+            ("", serde_json::json!({"generateName": "web-"}), r#"pods "web-" is forbidden: no"#),
+            ("", Value::Null, r#"pods "Unknown" is forbidden: no"#),
+        ] {
+            let given = Given { resource: "pods", name, ..Given::default() };
+            let mut object = serde_json::json!({"metadata": metadata});
+            assert_eq!(request(&given, &mut object).forbidden("no").message, expected);
+        }
     }
 }

@@ -3,11 +3,13 @@
 //!
 //! Complements the Node authorizer, which does not see what is written.
 
-use std::collections::BTreeSet;
+mod own_node;
+
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use self::own_node::{changed_keys, check_node};
 use super::{Admission, AdmissionRequest, Admitted, Operation, admitted};
 use crate::authz::{Attributes, Authorizer};
 use crate::observed::{Freshness, Resource};
@@ -300,50 +302,6 @@ fn claim_status(node: &str, request: &AdmissionRequest<'_>) -> Result<(), Status
     )))
 }
 
-fn check_node(node: &str, request: &AdmissionRequest<'_>) -> Result<(), Status> {
-    let object = request.object.as_deref().unwrap_or(&Value::Null);
-    let requested = if request.name.is_empty() { text(&object["metadata"]["name"]) } else { request.name };
-    if requested != node {
-        return Err(
-            request.forbidden(format_args!("node {node:?} is not allowed to modify node {requested:?}"))
-        );
-    }
-    let new_labels = &object["metadata"]["labels"];
-    match request.operation {
-        Operation::Create => {
-            if object["spec"]["configSource"].is_object() {
-                return Err(request.forbidden(format_args!(
-                    "node {node:?} is not allowed to create pods with a non-nil configSource"
-                )));
-            }
-            let forbidden = forbidden_labels(changed_keys(&Value::Null, new_labels));
-            if !forbidden.is_empty() {
-                return Err(request.forbidden(format_args!(
-                    "node {node:?} is not allowed to set the following labels: {forbidden}"
-                )));
-            }
-        }
-        Operation::Update => {
-            let old = request.old_object.unwrap_or(&Value::Null);
-            let source = &object["spec"]["configSource"];
-            if source.is_object() && *source != old["spec"]["configSource"] {
-                return Err(request.forbidden(format_args!(
-                    "node {node:?} is not allowed to update configSource to a new non-nil configSource"
-                )));
-            }
-            if items(&object["spec"]["taints"]) != items(&old["spec"]["taints"]) {
-                return Err(request.forbidden(format_args!("node {node:?} is not allowed to modify taints")));
-            }
-            let forbidden = forbidden_labels(changed_keys(&old["metadata"]["labels"], new_labels));
-            if !forbidden.is_empty() {
-                return Err(request.forbidden(format_args!("is not allowed to modify labels: {forbidden}")));
-            }
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
 fn own_name(node: &str, request: &AdmissionRequest<'_>, what: &str) -> Result<(), Status> {
     // The URL of a create has no name.
     let name = match (request.operation, request.object.as_deref()) {
@@ -369,49 +327,6 @@ fn resource_slice(node: &str, request: &AdmissionRequest<'_>) -> Result<(), Stat
     Err(request.forbidden(format_args!(
         "can only {verb} ResourceSlice with the same NodeName as the requesting node"
     )))
-}
-
-fn changed_keys<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<&'a str> {
-    let differing = |a: &'a Value, b: &'a Value| {
-        a.as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(key, value)| b.get(key.as_str()) != Some(value))
-            .map(|(key, _)| key.as_str())
-    };
-    differing(old, new).chain(differing(new, old)).collect()
-}
-
-/// Labels a kubelet sets for itself.
-const KUBELET_LABELS: [&str; 12] = [
-    "kubernetes.io/hostname",
-    "topology.kubernetes.io/zone",
-    "topology.kubernetes.io/region",
-    "failure-domain.beta.kubernetes.io/zone",
-    "failure-domain.beta.kubernetes.io/region",
-    "node.kubernetes.io/instance-type",
-    "beta.kubernetes.io/instance-type",
-    "kubernetes.io/os",
-    "kubernetes.io/arch",
-    "beta.kubernetes.io/os",
-    "beta.kubernetes.io/arch",
-    "node.kubernetes.io/windows-build",
-];
-
-/// Those of the keys that a node may not touch, separated by commas.
-fn forbidden_labels(keys: BTreeSet<&str>) -> String {
-    let within = |namespace: &str, parent: &str| {
-        namespace.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    let forbidden = |key: &&str| {
-        let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
-        let kubelets = KUBELET_LABELS.contains(key)
-            || within(namespace, "kubelet.kubernetes.io")
-            || within(namespace, "node.kubernetes.io");
-        within(namespace, "node-restriction.kubernetes.io")
-            || ((within(namespace, "kubernetes.io") || within(namespace, "k8s.io")) && !kubelets)
-    };
-    keys.into_iter().filter(forbidden).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
