@@ -18,6 +18,7 @@ use crate::images::{self, ImageError};
 use crate::layout::{HostLayout, Layout};
 use crate::sandboxes::{self, SandboxError};
 use crate::supervisor::{self, Process, SupervisorError};
+use crate::systemd::{self, UnitError, Units};
 
 /// How long a step may take before `up` gives up on it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ pub enum ClusterError {
     Command(#[from] CommandError),
     #[error("a process could not be managed")]
     Supervisor(#[from] SupervisorError),
+    #[error("a unit could not be managed")]
+    Unit(#[from] UnitError),
     #[error("pods could not be removed")]
     Sandbox(#[from] SandboxError),
     #[error("{what} within {} s (last: {last}); see {log}", STEP_TIMEOUT.as_secs())]
@@ -240,10 +243,50 @@ impl Cluster {
         fs::write(&path, text).map_err(|source| ClusterError::File { path, source })
     }
 
-    /// Starts a process on a host, supervised.
+    /// The host's units, where systemd runs the machine.
+    fn units(&self, host: &Host) -> Option<Units> {
+        systemd::is_first_process().then(|| Units::new(&self.layout().id(), &host.name))
+    }
+
+    /// Starts a process on a host: as a unit, or supervised in the background.
     pub fn start(&self, host: &Host, process: &Process) -> Result<(), ClusterError> {
-        supervisor::start(&self.supervisor, &self.host_layout(host), process)?;
+        let layout = self.host_layout(host);
+        match self.units(host) {
+            Some(units) => {
+                let log = supervisor::log_file(&layout, &process.name);
+                let logs = layout.logs();
+                fs::create_dir_all(&logs).map_err(|source| ClusterError::File { path: logs, source })?;
+                units.start(process, &log)?;
+            }
+            None => {
+                supervisor::start(&self.supervisor, &layout, process)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Stops a process on a host; one that does not run is no error.
+    pub fn stop(&self, host: &Host, name: &str) -> Result<(), ClusterError> {
+        match self.units(host) {
+            Some(units) => units.stop(name)?,
+            None => supervisor::stop(&self.host_layout(host), name)?,
+        }
+        Ok(())
+    }
+
+    fn is_running(&self, host: &Host, name: &str) -> bool {
+        match self.units(host) {
+            Some(units) => units.is_running(name),
+            None => supervisor::running(&self.host_layout(host), name).is_some(),
+        }
+    }
+
+    /// The names of all processes that were started on a host.
+    fn known(&self, host: &Host) -> Vec<String> {
+        match self.units(host) {
+            Some(units) => units.known(),
+            None => supervisor::known(&self.host_layout(host)),
+        }
     }
 
     fn wait_for_http(&self, host: &Host, daemon: &str, url: &str) -> Result<(), ClusterError> {
@@ -320,13 +363,13 @@ impl Cluster {
         let layout = self.host_layout(host);
         // The kubelet first, or it would start again what the next step removes.
         for name in ["kubelet", "kube-proxy", "keelson-network"] {
-            supervisor::stop(&layout, name)?;
+            self.stop(host, name)?;
         }
-        if supervisor::running(&layout, "containerd").is_some() {
+        if self.is_running(host, "containerd") {
             sandboxes::remove_all(&layout.runtime_socket()).await?;
         }
-        for name in supervisor::known(&layout) {
-            supervisor::stop(&layout, &name)?;
+        for name in self.known(host) {
+            self.stop(host, &name)?;
         }
         if host.namespace.is_none() {
             for name in ["kube-proxy", "keelson-network"] {

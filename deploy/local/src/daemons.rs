@@ -126,6 +126,8 @@ pub fn controller_manager(settings: &Settings, host: &Host) -> Process {
     let arguments = vec![
         file("kubeconfig", &kubeconfig),
         flag("bind-address", "0.0.0.0"),
+        file("cert-dir", &settings.layout.root().join("run")),
+        file("client-ca-file", &pki.join("ca.crt")),
         flag("allocate-node-cidrs", true),
         flag("cluster-cidr", POD_RANGE),
         flag("service-cluster-ip-range", SERVICE_RANGE),
@@ -141,6 +143,8 @@ pub fn scheduler(settings: &Settings, host: &Host) -> Process {
     let arguments = vec![
         file("kubeconfig", &settings.kubeconfig("scheduler.conf")),
         flag("bind-address", "0.0.0.0"),
+        file("cert-dir", &settings.layout.root().join("run")),
+        file("client-ca-file", &settings.layout.pki().join("ca.crt")),
         flag("leader-elect", true),
     ];
     settings.component(host, "kube-scheduler", arguments)

@@ -15,3 +15,4 @@ pub mod images;
 pub mod layout;
 pub mod sandboxes;
 pub mod supervisor;
+pub mod systemd;
