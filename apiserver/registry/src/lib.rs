@@ -9,15 +9,21 @@
 //! the verbs that only one kind has (`core::pod::binding`, `core::pod::ephemeral`).
 
 mod apps;
+mod batch;
 pub mod cause;
 pub mod columns;
 pub mod core;
+mod endpointslice;
 mod equality;
 mod fields;
 pub mod kind;
+mod lease;
 mod metadata;
 pub mod names;
+mod priorityclass;
 mod quantity;
+mod rbac;
+mod reviews;
 mod rules;
 pub mod scale;
 pub mod strategy;

@@ -3,7 +3,7 @@
 mod controllerrevision;
 mod daemonset;
 mod deployment;
-mod replicaset;
+pub(crate) mod replicaset;
 mod statefulset;
 
 use serde_json::Value;
@@ -70,7 +70,7 @@ fn immutable(new: &Value, old: &Value, field: &str, path: &Path<'_>, causes: &mu
 }
 
 /// Counts in status are not negative, and none is greater than `replicas`.
-fn counts(status: &Value, fields: &[&str], path: &Path<'_>, causes: &mut Causes) {
+pub(crate) fn counts(status: &Value, fields: &[&str], path: &Path<'_>, causes: &mut Causes) {
     for field in fields.iter().chain(&["replicas", "observedGeneration", "collisionCount"]) {
         rules::not_negative(status, field, path, causes);
     }
