@@ -4,8 +4,10 @@
 //! that wrote in another version of the API is taken to mean the same field names in this one; nothing is converted.
 //! No clock: the caller says what time it is.
 
+mod compare;
 mod fieldset;
 mod managed;
+mod merge;
 mod scale;
 mod typed;
 
@@ -215,7 +217,7 @@ impl Application<'_> {
     fn run(&self, managed: &Managed, force: bool) -> Result<Outcome, Stop> {
         let mut managed = reconciled(managed, self.ty);
         let manager = self.manager();
-        let merged = typed::merge(self.live, self.applied, self.ty)
+        let merged = merge::merge(self.live, self.applied, self.ty)
             .map_err(|e| Stop::Error(format!("failed to merge config: {e}")))?;
         let set = typed::to_set(self.applied, self.ty).recursive_difference(&self.ignored);
         let before = managed.0.remove(&manager);
@@ -228,7 +230,7 @@ impl Application<'_> {
         let merged = self.prune(merged, &managed, before.map(|owned| owned.set).unwrap_or_default());
         self.take_over(&merged, &mut managed, &manager, force)?;
         strip(&mut managed, &manager);
-        let changed = !typed::equal(self.live, &merged);
+        let changed = !compare::equal(self.live, &merged);
         Ok((changed.then_some(merged), managed))
     }
 
@@ -240,7 +242,7 @@ impl Application<'_> {
         applier: &Manager,
         force: bool,
     ) -> Result<(), Stop> {
-        let comparison = typed::compare(self.live, new, self.ty).excluding(&self.ignored);
+        let comparison = compare::compare(self.live, new, self.ty).excluding(&self.ignored);
         let changed = comparison.modified.union(&comparison.added);
         if !force {
             let conflicts: Vec<(Manager, Vec<Element>)> = managed
@@ -296,7 +298,7 @@ impl Application<'_> {
         if last["apiVersion"] != self.writer.api_version || typed::validate(&last, self.ty, false).is_err() {
             return None;
         }
-        let comparison = typed::compare(&last, self.live, self.ty);
+        let comparison = compare::compare(&last, self.live, self.ty);
         Some(
             typed::to_set(&last, self.ty)
                 .difference(&comparison.modified)
@@ -385,7 +387,7 @@ pub fn track_update(
 fn record(live: &Value, new: &Value, ty: TypeRef<'_>, writer: Writer<'_>, managed: &mut Managed) {
     let ignored = Set::of_fields(writer.reset_fields);
     *managed = reconciled(managed, ty);
-    let comparison = typed::compare(live, new, ty).excluding(&ignored);
+    let comparison = compare::compare(live, new, ty).excluding(&ignored);
     lose(managed, None, &comparison.modified.clone().union(&comparison.added));
     lose(managed, None, &comparison.removed);
     // The writer's own set is what it has taken now together with what it had and kept.

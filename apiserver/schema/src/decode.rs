@@ -27,12 +27,14 @@ pub struct Decoded {
     pub unknown: Vec<String>,
     /// `duplicate field "spec.x"`
     pub duplicate: Vec<String>,
+    /// Both, in the order of the document.
+    complaints: Vec<String>,
 }
 
 impl Decoded {
-    /// All complaints in the order of upstream's warnings: duplicates first, then unknown fields.
+    /// All complaints in the order of the document: a warning each under fieldValidation=Warn.
     pub fn complaints(&self) -> impl Iterator<Item = &str> {
-        self.duplicate.iter().chain(&self.unknown).map(String::as_str)
+        self.complaints.iter().map(String::as_str)
     }
 
     /// What fieldValidation=Strict says: `strict decoding error: unknown field "spec.foo"`; `None` if all is well.

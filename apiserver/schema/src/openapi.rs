@@ -6,6 +6,7 @@
 mod definitions;
 mod gnostic;
 mod operations;
+mod parameters;
 
 use crate::resource::ApiResource;
 use definitions::{Definitions, Flavor};
@@ -139,7 +140,7 @@ fn v2_value(resources: &[ApiResource], custom: &[Custom<'_>]) -> Value {
         "info": {"title": "Kubernetes", "version": "unversioned"},
         "paths": paths,
         "definitions": definitions.finish(),
-        "parameters": operations::shared_parameters(),
+        "parameters": parameters::shared_parameters(),
         "securityDefinitions": {"BearerToken": {
             "description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey",
         }},

@@ -203,9 +203,13 @@ impl<'a> TypeRef<'a> {
         &self.schemas.shapes[self.id as usize]
     }
 
-    /// True in custom resources, where nulls and empty lists are kept as they were sent.
+    /// True in custom resources, where nulls and empty lists are kept as they were sent; not of the API's own objects
+    /// within them (metadata).
     pub fn is_custom(self) -> bool {
-        self.schemas.custom
+        match self.shape() {
+            Shape::Object(object) => self.schemas.custom && object.definition.is_empty(),
+            _ => self.schemas.custom,
+        }
     }
 
     /// The declared field of an object.

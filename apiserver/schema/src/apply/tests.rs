@@ -299,7 +299,7 @@ fn order_of_merged_lists() {
             json!({"template": {"spec": {"containers": containers}}})
         };
         let live = deployment(spec(live));
-        let merged = typed::merge(&live, &deployment(spec(config)), ty("apps", "Deployment")).unwrap();
+        let merged = merge::merge(&live, &deployment(spec(config)), ty("apps", "Deployment")).unwrap();
         assert_eq!(merged["spec"], spec(expected));
     };
     check(&["a", "b", "c"], &["c", "a"], &["b", "c", "a"]);

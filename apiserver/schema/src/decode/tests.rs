@@ -206,7 +206,8 @@ fn custom_values_keep_what_was_sent() {
         "a":{"type":"string","nullable":true},"l":{"type":"array","items":{"type":"string"}}}}}});
     let schemas = Schemas::custom(&gvk, Some(&schema)).unwrap();
     let widget = schemas.of("example.com", "v1", "Widget").unwrap();
-    let decoded = decode(br#"{"spec":{"a":null,"l":[],"x":1}}"#, Format::Json, widget).unwrap();
-    assert_eq!(decoded.value, json!({"spec":{"a":null,"l":[]}}));
+    let input = br#"{"metadata":{"creationTimestamp":null,"labels":{}},"spec":{"a":null,"l":[],"x":1}}"#;
+    let decoded = decode(input, Format::Json, widget).unwrap();
+    assert_eq!(decoded.value, json!({"metadata":{},"spec":{"a":null,"l":[]}}));
     assert_eq!(decoded.unknown, [r#"unknown field "spec.x""#]);
 }

@@ -16,6 +16,7 @@ const MAX_COMPLAINTS: usize = 100;
 pub(super) struct Context<'a> {
     unknown: Vec<String>,
     duplicate: Vec<String>,
+    complaints: Vec<String>,
     /// `spec.containers[0].ports`, for complaints.
     path: String,
     /// Field names only, for errors in Go's words.
@@ -35,7 +36,12 @@ impl Context<'_> {
             (Some(error), _) | (None, Err(error)) => Err(DecodeError::new(error)),
             (None, Ok(value)) => {
                 let value = value.unwrap_or(Value::Null);
-                Ok(Decoded { value, unknown: self.unknown, duplicate: self.duplicate })
+                Ok(Decoded {
+                    value,
+                    unknown: self.unknown,
+                    duplicate: self.duplicate,
+                    complaints: self.complaints,
+                })
             }
         }
     }
@@ -46,13 +52,14 @@ impl Context<'_> {
     }
 
     fn complain(&mut self, duplicate: bool) {
-        if self.silent > 0 || self.unknown.len() + self.duplicate.len() >= MAX_COMPLAINTS {
+        if self.silent > 0 || self.complaints.len() >= MAX_COMPLAINTS {
             return;
         }
         let (list, word) =
             if duplicate { (&mut self.duplicate, "duplicate") } else { (&mut self.unknown, "unknown") };
         let complaint = format!("{word} field {:?}", self.path);
         if !list.contains(&complaint) {
+            self.complaints.push(complaint.clone());
             list.push(complaint);
         }
     }
@@ -163,6 +170,7 @@ impl<'a, 'c> Seed<'a, 'c> {
             Shape::Object(object) => Some(short_name(&object.definition)),
             _ => None,
         };
+        let typed = !self.ty.is_custom();
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             let length = self.context.enter(&key);
@@ -196,15 +204,13 @@ impl<'a, 'c> Seed<'a, 'c> {
             }
             self.context.path.truncate(length);
             match (value, field) {
-                (Some(value), Some(field))
-                    if !field.required && !ty.is_custom() && is_left_out(&key, &value, ty) =>
-                {
+                (Some(value), Some(field)) if !field.required && typed && is_left_out(&key, &value, ty) => {
                     map.shift_remove(&key);
                 }
                 (Some(value), _) => {
                     map.insert(key, value);
                 }
-                (None, Some(_)) if !ty.is_custom() => {
+                (None, Some(_)) if typed => {
                     map.shift_remove(&key);
                 }
                 (None, _) if matches!(ty.shape(), Shape::Any { .. }) => {
