@@ -98,14 +98,17 @@ pub fn apply_patch(
     };
     let patched =
         result.map_err(|error| errors::patch(error, call.served.qualified_kind(), &call.path.name))?;
-    let decoded = schema_decode::decode_value(patched, ty).map_err(|error| {
+    let invalid = |why: String| {
         let text = String::from_utf8_lossy(&call.body);
-        Status::invalid(
-            Qualified { group: "", name: "" },
-            "",
-            vec![Cause::invalid("patch", &json!(text), &error.to_string())],
-        )
-    })?;
+        let cause = Cause::invalid("patch", &json!(text), &why);
+        Status::invalid(Qualified { group: "", name: "" }, "", vec![cause])
+    };
+    let decoded = schema_decode::decode_value(patched, ty).map_err(|error| invalid(error.to_string()))?;
+    if validation == FieldValidation::Strict
+        && let Some(message) = decoded.strict_error()
+    {
+        return Err(invalid(message));
+    }
     decode::checked(decoded, validation, warnings)
 }
 

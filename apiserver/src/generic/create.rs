@@ -6,7 +6,7 @@ use keelson_access::admission::Operation;
 use keelson_storage::{Error, Object};
 use serde_json::Value;
 
-use super::{Subject, Write, errors, hooks, metadata};
+use super::{Subject, Write, errors, escalation, hooks, metadata};
 use crate::status::Status;
 
 /// Attempts at a free generated name, as upstream.
@@ -96,6 +96,7 @@ impl Write<'_> {
         self.validate(Subject { operation: Operation::Create, name, object: Some(&mut object), old: None })
             .await
             .map_err(refused)?;
+        escalation::check(self, &object, None).map_err(refused)?;
         let resource = self.resource().map_err(refused)?;
         let key = self.served.key(self.namespace, name);
         if self.options.dry_run {

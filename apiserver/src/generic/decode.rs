@@ -52,7 +52,17 @@ pub fn object(
 ) -> Result<Value, Status> {
     let resource = &served.kind.resource;
     let named = Named { ty: served.ty, version: &resource.version, kind: &resource.kind };
-    let mut value = checked(decoded(bytes, encoding, named)?, validation, warnings)?;
+    let decoded = decoded(bytes, encoding, named)?;
+    if validation == FieldValidation::Strict
+        && let Some(message) = decoded.strict_error()
+    {
+        let kind = &resource.kind;
+        return Err(Status::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {kind}: {message}",
+            resource.version
+        )));
+    }
+    let mut value = checked(decoded, validation, warnings)?;
     type_meta(&mut value, &resource.kind, &resource.api_version())?;
     Ok(value)
 }

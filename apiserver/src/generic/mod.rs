@@ -11,6 +11,7 @@ pub mod create;
 pub mod decode;
 pub mod delete;
 pub mod errors;
+mod escalation;
 pub mod hooks;
 pub mod metadata;
 pub mod selectors;

@@ -275,11 +275,14 @@ impl Selection {
                 || (demand.key == "metadata.namespace" && resource.namespaced)
                 || served.kind.selectable.contains(&demand.key.as_str());
             if !known {
-                return Err(Status::bad_request(format!(
-                    "Unable to find {:?} that match label selector {label_selector:?}, field selector {field_selector:?}: field label not supported: {}",
-                    served.kind.resource.gvk().to_string().replace(", Kind=", ", Resource="),
-                    demand.key
-                )));
+                let key = &demand.key;
+                return Err(Status::bad_request(if served.kind.selectable.is_empty() {
+                    format!(
+                        "{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                    )
+                } else {
+                    format!("field label not supported: {key}")
+                }));
             }
         }
         let namespace = if resource.namespaced { namespace } else { "" };

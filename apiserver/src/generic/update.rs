@@ -11,7 +11,7 @@ use keelson_schema::apply::{self, Writer};
 use keelson_storage::{Change, Current, Error, Object, Updated};
 use serde_json::Value;
 
-use super::{Subject, Write, create::Outcome, errors, hooks, metadata};
+use super::{Subject, Write, create::Outcome, errors, escalation, hooks, metadata};
 use crate::status::{Cause, Status};
 
 /// Rounds before a busy object is answered with a conflict.
@@ -155,6 +155,7 @@ impl Write<'_> {
             old: Some(old),
         })
         .await?;
+        escalation::check(self, &new, Some(old))?;
         let gone = may_go(&new) && !kind.has_finalizers(&new);
         if self.options.dry_run {
             return Ok(Some(Outcome::Imagined(new)));

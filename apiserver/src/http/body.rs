@@ -57,11 +57,23 @@ pub fn failure(status: &Status) -> Response {
     response
 }
 
+/// What is still taken in of a body that is too large: a client that is writing does not see an answer.
+const MAX_DRAIN: usize = 8 * MAX_BODY;
+
+async fn too_large(mut body: Incoming) -> Status {
+    let mut drained = 0;
+    while drained < MAX_DRAIN
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        drained += frame.data_ref().map_or(0, Bytes::len);
+    }
+    Status::entity_too_large(format!("limit is {MAX_BODY}"))
+}
+
 /// Reads a whole body.
 pub async fn read(mut body: Incoming) -> Result<Bytes, Status> {
-    let too_large = || Status::entity_too_large(format!("limit is {MAX_BODY}"));
     if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(too_large());
+        return Err(too_large(body).await);
     }
     let mut first: Option<Bytes> = None;
     let mut whole = BytesMut::new();
@@ -69,7 +81,7 @@ pub async fn read(mut body: Incoming) -> Result<Bytes, Status> {
         let frame = frame.map_err(|error| Status::bad_request(format!("reading the body: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() + first.as_ref().map_or(0, Bytes::len) + data.len() > MAX_BODY {
-            return Err(too_large());
+            return Err(too_large(body).await);
         }
         // Most bodies arrive in one frame, which then needs no copy.
         match first.take() {
