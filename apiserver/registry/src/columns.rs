@@ -1,6 +1,6 @@
 //! What cells of Tables have in common: ages, durations, joined lists. Must not know any kind.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use crate::{fields::Fields, kind::Column};
@@ -79,29 +79,9 @@ pub(crate) fn seconds_between(from: Timestamp, to: Timestamp) -> i64 {
     to.duration_since(from).as_secs()
 }
 
-/// Two to three significant figures of a duration in seconds, as `k8s.io/apimachinery/pkg/util/duration` gives them.
-pub fn human_duration(seconds: i64) -> String {
-    const YEAR: i64 = 365;
-    let with_rest = |whole: i64, unit: &str, rest: i64, rest_unit: &str| match rest {
-        0 => format!("{whole}{unit}"),
-        rest => format!("{whole}{unit}{rest}{rest_unit}"),
-    };
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    let days = hours / 24;
-    match () {
-        // Clocks of two machines may differ by a second.
-        () if seconds < -1 => "<invalid>".to_owned(),
-        () if seconds < 0 => "0s".to_owned(),
-        () if seconds < 120 => format!("{seconds}s"),
-        () if minutes < 10 => with_rest(minutes, "m", seconds % 60, "s"),
-        () if minutes < 180 => format!("{minutes}m"),
-        () if hours < 8 => with_rest(hours, "h", minutes % 60, "m"),
-        () if hours < 48 => format!("{hours}h"),
-        () if days < 8 => with_rest(days, "d", hours % 24, "h"),
-        () if days < YEAR * 2 => format!("{days}d"),
-        () if days < YEAR * 8 => with_rest(days / YEAR, "y", days % YEAR, "d"),
-        () => format!("{}y", days / YEAR),
-    }
+/// Two to three significant figures of a duration in seconds.
+pub(crate) fn human_duration(seconds: i64) -> String {
+    keelson_objects::durations::human_duration(SignedDuration::from_secs(seconds))
 }
 
 /// Labels as `a=b,c=d` in order of key, `<none>` when there are none.
@@ -155,32 +135,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn durations() {
-        fn check(seconds: i64, expected: &str) {
-            assert_eq!(human_duration(seconds), expected, "{seconds}");
-        }
-        check(-2, "<invalid>");
-        check(-1, "0s");
-        check(0, "0s");
-        check(119, "119s");
-        check(120, "2m");
-        check(150, "2m30s");
-        check(600, "10m");
-        check(179 * 60 + 59, "179m");
-        check(3 * 3600, "3h");
-        check(7 * 3600 + 61, "7h1m");
-        check(8 * 3600 + 60, "8h");
-        check(47 * 3600, "47h");
-        check(48 * 3600, "2d");
-        check(49 * 3600, "2d1h");
-        check(8 * 86400, "8d");
-        check(729 * 86400, "729d");
-        check(730 * 86400, "2y");
-        check(731 * 86400, "2y1d");
-        check(9 * 365 * 86400, "9y");
-    }
 
     #[test]
     fn selectors() {

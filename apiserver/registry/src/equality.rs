@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::quantity::Quantity;
+use crate::quantity::quantity;
 
 /// Maps of strings or quantities: Go does not tell an empty one from an absent one. Any other empty object is a
 /// pointer to an empty struct (`emptyDir: {}`), which is not the same as none.
@@ -116,7 +116,7 @@ fn same_entries(a: &Map<String, Value>, b: &Map<String, Value>, same: fn(&Value,
 }
 
 fn same_amount(a: &Value, b: &Value) -> bool {
-    a == b || matches!((Quantity::of(a), Quantity::of(b)), (Some(a), Some(b)) if a == b)
+    a == b || matches!((quantity(a), quantity(b)), (Some(a), Some(b)) if a == b)
 }
 
 /// Whether a value under this key is what Go would have left out.

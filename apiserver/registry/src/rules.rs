@@ -3,13 +3,14 @@
 
 use std::net::IpAddr;
 
+use keelson_objects::addresses::{is_cidr_in_legacy_field, is_ip_in_legacy_field};
 use serde_json::Value;
 
 use crate::{
     cause::{Causes, Path},
     fields::Fields,
     metadata, names,
-    quantity::Quantity,
+    quantity::quantity,
 };
 
 /// A required text of a closed set.
@@ -28,7 +29,7 @@ pub(crate) fn not_negative(holder: &Value, field: &str, path: &Path<'_>, causes:
 }
 
 pub(crate) fn port_number(number: i64, path: &Path<'_>, causes: &mut Causes) {
-    if let Some(message) = names::port_number(number) {
+    for message in names::port_number(number) {
         causes.invalid(path, number, message);
     }
 }
@@ -63,12 +64,9 @@ pub(crate) fn local_non_reserved_path(value: &str, path: &Path<'_>, causes: &mut
 }
 
 pub(crate) fn ip_address(value: &str, path: &Path<'_>, causes: &mut Causes) {
-    if parse_ip(value).is_none() {
-        causes.invalid(path, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-    }
+    causes.syntax(path, value, is_ip_in_legacy_field(value));
 }
 
-/// As Go's lenient parser: leading zeros are allowed in what is stored already, so only shape counts.
 pub(crate) fn parse_ip(value: &str) -> Option<IpAddr> {
     value.parse().ok()
 }
@@ -81,9 +79,7 @@ pub(crate) fn parse_cidr(value: &str) -> Option<(IpAddr, u8)> {
 }
 
 pub(crate) fn cidr(value: &str, path: &Path<'_>, causes: &mut Causes) {
-    if parse_cidr(value).is_none() {
-        causes.invalid(path, value, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-    }
+    causes.syntax(path, value, is_cidr_in_legacy_field(value));
 }
 
 /// Addresses that no endpoint can have.
@@ -174,7 +170,7 @@ pub(crate) fn amount_text(amount: &Value) -> String {
 
 /// An amount of a resource: not negative, and whole where the resource comes in pieces.
 pub(crate) fn resource_amount(name: &str, amount: &Value, path: &Path<'_>, causes: &mut Causes) {
-    let Some(quantity) = Quantity::of(amount) else {
+    let Some(quantity) = quantity(amount) else {
         causes.invalid(path, amount.clone(), "must be a valid resource quantity");
         return;
     };
@@ -194,7 +190,7 @@ pub(crate) fn resource_amount(name: &str, amount: &Value, path: &Path<'_>, cause
                 | "services.nodeports"
                 | "services.loadbalancers"
         );
-    if counted && !quantity.is_whole() {
+    if counted && !quantity.is_integer() {
         causes.invalid(path, amount_text(amount), "must be an integer");
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     fields::{Fields, Fill},
     kind::{Column, Spec, name, status},
     names,
-    quantity::Quantity,
+    quantity::quantity,
     rules,
 };
 
@@ -129,7 +129,7 @@ pub(crate) fn claim_spec(spec: &Value, path: &Path<'_>, causes: &mut Causes) {
     let path_of_storage = path.child("resources");
     if storage.is_null() {
         causes.required(&path_of_storage.child("requests").key("storage"), "");
-    } else if Quantity::of(storage).is_none_or(|amount| amount.is_negative() || amount.is_zero()) {
+    } else if quantity(storage).is_none_or(|amount| amount.is_negative() || amount.is_zero()) {
         causes.invalid(
             &path_of_storage.child("requests").key("storage"),
             rules::amount_text(storage),
@@ -189,9 +189,9 @@ impl Strategy for Claim {
                  bound claims",
             );
         }
-        let size = |object: &Value| Quantity::of(object.at("resources").at("requests").at("storage"));
+        let size = |object: &Value| quantity(object.at("resources").at("requests").at("storage"));
         if size(new.at("spec")) < size(old_spec)
-            && size(new.at("spec")) <= Quantity::of(old.at("status").at("capacity").at("storage"))
+            && size(new.at("spec")) <= quantity(old.at("status").at("capacity").at("storage"))
         {
             causes.forbidden(
                 &path.child("resources").child("requests").child("storage"),
@@ -251,7 +251,7 @@ impl Strategy for Volume {
         for (name, amount) in spec.entries("capacity").into_iter().flatten() {
             if name != "storage" {
                 causes.not_supported(&path.child("capacity"), name.as_str(), &["storage"]);
-            } else if Quantity::of(amount).is_none_or(|amount| amount.is_negative() || amount.is_zero()) {
+            } else if quantity(amount).is_none_or(|amount| amount.is_negative() || amount.is_zero()) {
                 causes.invalid(
                     &path.child("capacity").key(name),
                     rules::amount_text(amount),

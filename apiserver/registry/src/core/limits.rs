@@ -11,7 +11,7 @@ use crate::{
     columns::{self, AGE, CREATED_AT, NAME, text},
     fields::{Fields, Fill},
     kind::{Column, Spec, name, status},
-    quantity::Quantity,
+    quantity::{Quantity, quantity},
     rules,
 };
 
@@ -135,7 +135,7 @@ fn order(item: &Value, name: &str, path: &Path<'_>, causes: &mut Causes) {
         ("default", "max", "default", ("default value", "max value")),
     ] {
         let (low, high) = (item.at(low).at(name), item.at(high).at(name));
-        if let (Some(a), Some(b)) = (Quantity::of(low), Quantity::of(high))
+        if let (Some(a), Some(b)) = (quantity(low), quantity(high))
             && a > b
         {
             let (low, high) = (rules::amount_text(low), rules::amount_text(high));
@@ -144,7 +144,7 @@ fn order(item: &Value, name: &str, path: &Path<'_>, causes: &mut Causes) {
         }
     }
     let ratio = item.at("maxLimitRequestRatio").at(name);
-    if Quantity::of(ratio).is_some_and(|ratio| Quantity::parse("1").is_some_and(|one| ratio < one)) {
+    if quantity(ratio).is_some_and(|ratio| ratio < Quantity::from_milli(1000)) {
         let text = rules::amount_text(ratio);
         causes.invalid(
             &path.child("maxLimitRequestRatio").key(name),

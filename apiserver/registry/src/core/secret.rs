@@ -93,11 +93,11 @@ fn required_keys(secret: &Value, path: &Path<'_>, causes: &mut Causes) {
     let missing = |key: &str| data.get(key).is_none();
     let require = |key: &str, causes: &mut Causes| causes.required(&path.key(key), "");
     match secret.text("type") {
-        "kubernetes.io/service-account-token" => {
-            if secret.at("metadata").at("annotations").text(ACCOUNT).is_empty() {
-                let path = Path::new("metadata");
-                causes.required(&path.child("annotations").key(ACCOUNT), "");
-            }
+        "kubernetes.io/service-account-token"
+            if secret.at("metadata").at("annotations").text(ACCOUNT).is_empty() =>
+        {
+            let path = Path::new("metadata");
+            causes.required(&path.child("annotations").key(ACCOUNT), "");
         }
         "kubernetes.io/dockercfg" => docker_config(data, ".dockercfg", path, causes),
         "kubernetes.io/dockerconfigjson" => docker_config(data, ".dockerconfigjson", path, causes),

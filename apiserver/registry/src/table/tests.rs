@@ -159,7 +159,11 @@ fn odd_objects() -> Vec<Value> {
             |inner: &Value| Value::Object(fields.iter().map(|f| ((*f).to_owned(), inner.clone())).collect());
         let one = level(leaf);
         let two = level(&one);
-        objects.extend([one, level(&two), two.clone(), level(&json!([two]))]);
+        let outer: serde_json::Map<String, Value> = ["spec", "template", "jobTemplate", "status"]
+            .iter()
+            .map(|f| ((*f).to_owned(), two.clone()))
+            .collect();
+        objects.extend([one, json!({"spec": outer}), two]);
     }
     objects
 }

@@ -9,7 +9,7 @@ use crate::{
     cause::{Causes, Path},
     fields::Fields,
     names,
-    quantity::Quantity,
+    quantity::{Quantity, quantity},
     rules,
 };
 
@@ -367,8 +367,8 @@ pub(super) fn resource_field(reference: &Value, in_volume: bool, path: &Path<'_>
         causes.not_supported(&path.child("resource"), resource, RESOURCE_FIELDS);
     }
     let divisor = reference.at("divisor");
-    let Some(amount) = Quantity::of(divisor).filter(|amount| !amount.is_zero()) else { return };
-    let allowed = |texts: &[&str]| texts.iter().any(|text| Quantity::parse(text) == Some(amount));
+    let Some(amount) = quantity(divisor).filter(|amount| !amount.is_zero()) else { return };
+    let allowed = |texts: &[&str]| texts.iter().any(|text| text.parse::<Quantity>().ok() == Some(amount));
     let what = match resource {
         "limits.cpu" | "requests.cpu" => {
             if !allowed(&["1m", "1"]) {
@@ -552,7 +552,7 @@ pub(super) fn resource_requirements(resources: &Value, path: &Path<'_>, causes: 
         rules::container_resource_name(name, &path.key(name), causes);
         rules::resource_amount(name, amount, &path.key(name), causes);
         let limit = resources.at("limits").at(name);
-        let (Some(request), Some(limit_amount)) = (Quantity::of(amount), Quantity::of(limit)) else {
+        let (Some(request), Some(limit_amount)) = (quantity(amount), quantity(limit)) else {
             if !rules::overcommit_allowed(name) {
                 causes.required(
                     &Path::new("").child("limits"),

@@ -96,7 +96,7 @@ fn pod_level_resources(spec: &mut Value) {
     };
     for (name, sum) in sums {
         if matches!(name.as_str(), "cpu" | "memory") {
-            requests.fill(&name, sum.to_text(name == "memory"));
+            requests.fill(&name, sum.to_string());
         }
     }
     for (name, limit) in limits {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::{fields::Fields, quantity::Quantity};
+use crate::{
+    fields::Fields,
+    quantity::{Quantity, quantity},
+};
 
 /// Requests of the pod: containers and restartable init containers together, or what the largest moment of
 /// initialisation takes, if that is more.
@@ -33,7 +36,7 @@ pub(super) fn requests(spec: &Value) -> BTreeMap<String, Quantity> {
 fn add(sum: &mut BTreeMap<String, Quantity>, container: &Value) {
     for (name, amount) in container.at("resources").entries("requests").into_iter().flatten() {
         let entry = sum.entry(name.clone()).or_default();
-        *entry = entry.plus(Quantity::of(amount).unwrap_or_default());
+        *entry += quantity(amount).unwrap_or_default();
     }
 }
 
@@ -61,7 +64,7 @@ pub(super) fn quality_of_service(spec: &Value) -> &'static str {
 fn classify<'a>(resources: impl Iterator<Item = &'a Value>) -> &'static str {
     let mut guaranteed = true;
     let mut anything = false;
-    let positive = |amount: &Value| Quantity::of(amount).filter(|amount| !amount.is_zero());
+    let positive = |amount: &Value| quantity(amount).filter(|amount| !amount.is_zero());
     for resources in resources {
         for name in ["cpu", "memory"] {
             let request = positive(resources.at("requests").at(name));
@@ -93,7 +96,7 @@ mod tests {
             json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}});
         check(&[json!({})], "BestEffort");
         check(&[json!({"requests": {"cpu": "0"}})], "BestEffort");
-        check(&[full.clone()], "Guaranteed");
+        check(std::slice::from_ref(&full), "Guaranteed");
         check(&[full.clone(), json!({})], "Burstable");
         check(&[json!({"limits": {"cpu": "1"}})], "Burstable");
         check(&[json!({"requests": {"cpu": "1"}})], "Burstable");
@@ -104,6 +107,6 @@ mod tests {
         let with = |cpu: &str, policy: &str| json!({"restartPolicy": policy, "resources": {"requests": {"cpu": cpu}}});
         let spec =
             json!({"containers": [with("1", "")], "initContainers": [with("1", "Always"), with("3", "")]});
-        assert_eq!(requests(&spec)["cpu"], Quantity::parse("4").unwrap());
+        assert_eq!(requests(&spec)["cpu"], "4".parse::<Quantity>().ok().unwrap());
     }
 }

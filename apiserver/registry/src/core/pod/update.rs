@@ -9,7 +9,7 @@ use crate::{
     equality::equal,
     fields::{Fields, Fill},
     names,
-    quantity::Quantity,
+    quantity::quantity,
     rules,
 };
 
@@ -361,7 +361,7 @@ fn container_resize(container: &Value, old: &Value, path: &Path<'_>, causes: &mu
     let in_place = !container.list("resizePolicy").iter().any(|policy| {
         policy.text("resourceName") == "memory" && policy.text("restartPolicy") == "RestartContainer"
     });
-    let limit = |resources: &Value| Quantity::of(resources.at("limits").at("memory"));
+    let limit = |resources: &Value| quantity(resources.at("limits").at("memory"));
     if in_place && limit(new_resources).is_some() && limit(old_resources).is_none() {
         causes.forbidden(
             &path.child("limits").key("memory"),

@@ -9,7 +9,7 @@ use crate::{
     cause::{Causes, Path},
     fields::Fields,
     metadata, names,
-    quantity::Quantity,
+    quantity::quantity,
     rules,
 };
 
@@ -221,8 +221,8 @@ fn pod_resources(spec: &Value, path: &Path<'_>, causes: &mut Causes) {
     containers::resource_requirements(resources, path, causes);
     for (name, sum) in super::resources::requests(spec) {
         let request = resources.at("requests").at(&name);
-        if sum > Quantity::of(request).unwrap_or_default() {
-            let sum = sum.to_text(name == "memory");
+        if sum > quantity(request).unwrap_or_default() {
+            let sum = sum.to_string();
             causes.invalid(
                 &path.child("requests").key(&name),
                 if request.is_null() { "0".to_owned() } else { rules::amount_text(request) },

@@ -13,7 +13,7 @@ use crate::{
     cause::{Causes, Path},
     fields::Fields,
     names,
-    quantity::Quantity,
+    quantity::{Quantity, quantity},
     rules,
 };
 
@@ -75,13 +75,9 @@ fn source(volume: &Value, path: &Path<'_>, causes: &mut Causes) {
         }
         found = true;
         match *kind {
-            "emptyDir" => {
-                if Quantity::of(source.at("sizeLimit")).is_some_and(Quantity::is_negative) {
-                    causes.forbidden(
-                        &path.child("sizeLimit"),
-                        "SizeLimit field must be a valid resource quantity",
-                    );
-                }
+            "emptyDir" if quantity(source.at("sizeLimit")).is_some_and(Quantity::is_negative) => {
+                causes
+                    .forbidden(&path.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
             }
             "hostPath" => host_path(source, &path, causes),
             "secret" => {

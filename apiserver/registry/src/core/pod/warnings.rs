@@ -89,8 +89,8 @@ fn container_warnings(container: &Value, path: &str, ephemeral: bool, warnings: 
         for kind in ["limits", "requests"] {
             for name in ["memory", "ephemeral-storage"] {
                 let amount = container.at("resources").at(kind).at(name);
-                let Some(quantity) = crate::quantity::Quantity::of(amount) else { continue };
-                if !quantity.is_whole() {
+                let Some(quantity) = crate::quantity::quantity(amount) else { continue };
+                if !quantity.is_integer() {
                     let text = crate::rules::amount_text(amount);
                     warnings.push(format!(
                         "{path}.resources.{kind}[{name}]: fractional byte value {} is invalid, must be an integer",
