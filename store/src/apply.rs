@@ -131,7 +131,12 @@ impl State {
             applied_term: term,
             revision: self.store.revision(),
             compact_revision: self.store.compacted(),
-            leases: self.leases.read().iter().map(|(id, granted_ttl)| LeaseRecord { id, granted_ttl }).collect(),
+            leases: self
+                .leases
+                .read()
+                .iter()
+                .map(|(id, granted_ttl)| LeaseRecord { id, granted_ttl })
+                .collect(),
             members: self.members.read().values().cloned().collect(),
         }
     }
@@ -161,7 +166,8 @@ impl State {
     /// # Errors
     /// The tree failed; the entry may be applied in part, and the process has to stop.
     pub fn apply(&self, entry: &Entry) -> Result<Option<Applied>, Fatal> {
-        let applied = if entry.data.is_empty() { None } else { self.apply_data(entry.data.clone(), entry.index)? };
+        let applied =
+            if entry.data.is_empty() { None } else { self.apply_data(entry.data.clone(), entry.index)? };
         self.store.values.seal(entry.index, entry.term);
         self.applied.store(entry.index, Ordering::Release);
         Ok(applied)

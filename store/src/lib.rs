@@ -1,8 +1,20 @@
 //! kube-store: a Raft-replicated store that speaks the etcd v3 protocol.
+//!
+//! The way of a write: `grpc` → `node` → keelson-raft → `wal` (and `transport`, at the same time) → `apply` → `mvcc` and
+//! `watch` → `grpc`. `snapshot` lets the log be cut; `start` puts snapshot, tree and log together again.
 
 pub mod apply;
+pub mod config;
 pub mod env;
+pub mod grpc;
 pub mod lease;
+pub mod metrics;
 pub mod mvcc;
+pub mod node;
+pub mod run;
+pub mod serve;
+pub mod snapshot;
+pub mod start;
+pub mod transport;
 pub mod wal;
 pub mod watch;

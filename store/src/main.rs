@@ -1,2 +1,38 @@
-//! placeholder header, replaced by the crate owner.
-fn main() {}
+//! kube-store: config, build, run, drain.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use keelson_component_base::{logging, tls};
+use kube_store::config::Config;
+use kube_store::node::Chain;
+use kube_store::run;
+
+fn main() -> ExitCode {
+    tls::install_provider();
+    let config = Config::parse();
+    if let Err(error) = logging::init(&config.log) {
+        eprintln!("kube-store: cannot set up logging: {error}");
+        return ExitCode::FAILURE;
+    }
+    // Consensus panics where going on could lose data. The threads that own the state have names, and the process ends
+    // with them; a task that serves a client ends alone.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(%panic, "a bug");
+        if matches!(std::thread::current().name(), Some("node" | "wal" | "tree" | "keeper")) {
+            std::process::abort();
+        }
+    }));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run::run(&config)),
+        Err(error) => Err(run::RunError::Runtime(error)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", Chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

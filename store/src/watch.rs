@@ -37,11 +37,22 @@ impl Change {
 /// What a stream's queue holds.
 #[derive(Debug)]
 pub enum Item {
-    Changes { watch: i64, revision: i64, changes: Arc<[Change]> },
+    Changes {
+        watch: u64,
+        revision: i64,
+        changes: Arc<[Change]>,
+    },
     /// The watch gets no more from the hub; it has everything before `from`.
-    Behind { watch: i64, from: i64 },
-    /// Everything up to this revision has been queued before this, for all synced watches of the stream.
-    Progress { revision: i64 },
+    Behind {
+        watch: u64,
+        from: i64,
+    },
+    /// Everything up to this revision has been queued before this, for all synced watches of the stream. It is to be
+    /// told for one watch, or for all.
+    Progress {
+        watch: Option<u64>,
+        revision: i64,
+    },
 }
 
 /// The queue of one client stream.
@@ -80,7 +91,7 @@ impl Stream {
 /// A synced watcher.
 struct Watcher {
     stream: Arc<Stream>,
-    watch: i64,
+    watch: u64,
     /// Changes before it are not for this watcher.
     from: i64,
 }
@@ -199,7 +210,7 @@ impl Hub {
     ///
     /// # Errors
     /// That revision.
-    pub fn sync(&self, stream: &Arc<Stream>, watch: i64, range: &KeyRange, from: i64) -> Result<(), i64> {
+    pub fn sync(&self, stream: &Arc<Stream>, watch: u64, range: &KeyRange, from: i64) -> Result<(), i64> {
         let mut inner = self.inner.lock();
         let revision = self.revision();
         if from <= revision {
@@ -211,7 +222,7 @@ impl Hub {
     }
 
     /// Forgets a watcher, if it is synced.
-    pub fn remove(&self, stream: &Arc<Stream>, watch: i64, range: &KeyRange) {
+    pub fn remove(&self, stream: &Arc<Stream>, watch: u64, range: &KeyRange) {
         let mut inner = self.inner.lock();
         let Some(watchers) = inner.of(range) else { return };
         let before = watchers.len();
@@ -226,9 +237,10 @@ impl Hub {
     }
 
     /// Queues a mark behind everything published so far.
-    pub fn progress(&self, stream: &Stream) {
+    pub fn progress(&self, stream: &Stream, watch: Option<u64>) {
+        // Locked: between the moment when a revision is named and when its changes are queued nobody may ask.
         let _inner = self.inner.lock();
-        stream.push(Item::Progress { revision: self.revision() }, 0);
+        stream.push(Item::Progress { watch, revision: self.revision() }, 0);
     }
 
     /// The state was replaced by another one at `revision`: every watcher reads history from where it is.

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use super::COMPACTED_KEY;
 use super::backend::{Backend, BackendError};
 use super::index::Index;
 use super::record::Revision;
 use super::values::{APPLIED_KEY, decode_applied, scan_tree};
-use super::COMPACTED_KEY;
 use crate::lease::Leases;
 
 /// What a tree says.

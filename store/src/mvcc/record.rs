@@ -29,7 +29,7 @@ pub(super) const REVISION_PREFIX: u8 = b'r';
 pub(super) const CHUNK: usize = 4000;
 const CHUNK_HEADER: usize = 5;
 const TOMBSTONE: u8 = 1;
-const KEY_LENGTH: usize = 15;
+pub const KEY_LENGTH: usize = 15;
 
 pub(super) fn chunk_key(revision: Revision, chunk: u16) -> [u8; KEY_LENGTH] {
     let mut key = [0; KEY_LENGTH];
@@ -56,7 +56,7 @@ impl Record {
     }
 
     /// Its chunks as keys and values of the tree.
-    pub(super) fn encode(&self, revision: Revision, mut put: impl FnMut([u8; KEY_LENGTH], Vec<u8>)) {
+    pub fn encode(&self, revision: Revision, mut put: impl FnMut([u8; KEY_LENGTH], Vec<u8>)) {
         let length = self.kv.encoded_len();
         let mut first = Vec::with_capacity(CHUNK_HEADER + length);
         first.push(if self.tombstone { TOMBSTONE } else { 0 });

@@ -9,21 +9,25 @@ use keelson_proto::etcd::etcdserverpb::compare::{CompareResult, CompareTarget, T
 use keelson_proto::etcd::etcdserverpb::request_op::Request;
 use keelson_proto::etcd::etcdserverpb::response_op::Response;
 use keelson_proto::etcd::etcdserverpb::{
-    Compare, DeleteRangeResponse, PutResponse, RangeRequest, RequestOp, ResponseHeader, ResponseOp, TxnRequest,
-    TxnResponse,
+    Compare, DeleteRangeResponse, PutResponse, RangeRequest, RequestOp, ResponseHeader, ResponseOp,
+    TxnRequest, TxnResponse,
 };
 use keelson_proto::etcd::mvccpb::KeyValue;
 
+use super::MvccError;
 use super::index::{Index, KeyRange};
 use super::range::{View, resolve};
 use super::record::Record;
 use super::write::WriteTxn;
-use super::MvccError;
 use crate::lease::Leases;
 
 /// Whether a transaction only reads, in either branch.
 pub fn is_read_only(request: &TxnRequest) -> bool {
-    request.success.iter().chain(&request.failure).all(|op| matches!(op.request, Some(Request::RequestRange(_))))
+    request
+        .success
+        .iter()
+        .chain(&request.failure)
+        .all(|op| matches!(op.request, Some(Request::RequestRange(_))))
 }
 
 /// Whether it may read what this member has, be it old.

@@ -10,6 +10,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -70,14 +71,17 @@ impl Values {
         })
     }
 
-    /// Starts the drain thread; `failed` is called once if the tree cannot be written, and then no more is.
+    /// Starts the drain thread. It measures each batch; `failed` is called once if the tree cannot be written, and then
+    /// no more is; `room` is called when the overlay is full no longer.
     pub fn spawn(
         self: &Arc<Self>,
+        measure: impl Fn(Duration) + Send + 'static,
+        room: impl Fn() + Send + 'static,
         failed: impl Fn(BackendError) + Send + 'static,
     ) -> io::Result<thread::JoinHandle<()>> {
         let values = self.clone();
         thread::Builder::new().name("tree".into()).stack_size(512 << 10).spawn(move || {
-            if let Err(error) = values.drain() {
+            if let Err(error) = values.drain(&measure, &room) {
                 values.failed.store(true, Ordering::Relaxed);
                 values.queue.lock().failed = Some(error.to_string());
                 values.done.notify_all();
@@ -119,8 +123,12 @@ impl Values {
         let first = Revision { main: from, sub: 0 };
         let end = Revision { main: through + 1, sub: 0 };
         // Before the tree: whatever leaves the overlay from now on is found there too, and is skipped by `border`.
-        let recent: Vec<_> =
-            self.overlay.read().range(first..end).map(|(revision, record)| (*revision, record.clone())).collect();
+        let recent: Vec<_> = self
+            .overlay
+            .read()
+            .range(first..end)
+            .map(|(revision, record)| (*revision, record.clone()))
+            .collect();
         let border = recent.first().map_or(end, |(revision, _)| *revision);
         let mut go_on = true;
         scan_tree(&*self.backend(), first, border, &mut |revision, record| {
@@ -211,7 +219,7 @@ impl Values {
         self.done.notify_all();
     }
 
-    fn drain(&self) -> Result<(), BackendError> {
+    fn drain(&self, measure: &dyn Fn(Duration), room: &dyn Fn()) -> Result<(), BackendError> {
         loop {
             let mut queue = self.queue.lock();
             while queue.sealed.is_empty() {
@@ -229,7 +237,12 @@ impl Values {
             }
             queue.busy = true;
             drop(queue);
+            let (full, begun) = (self.is_full(), Instant::now());
             let result = self.write(&mut groups);
+            measure(begun.elapsed());
+            if full && !self.is_full() {
+                room();
+            }
             let mut queue = self.queue.lock();
             queue.busy = false;
             if let Some(last) = groups.last().filter(|_| result.is_ok()) {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use keelson_raft::{Entry, HardState};
 
 pub use recover::Recovered;
-pub use writer::{Report, WalHandle, spawn};
+pub use writer::{Observer, Report, WalHandle, spawn};
 
 use crate::env::{Disk, File};
 use frame::{Builder, HEADER, Header};
@@ -29,14 +29,18 @@ const SEGMENT: u64 = 16 << 20;
 pub enum WalError {
     #[error("cannot read or write the write-ahead log")]
     Io(#[from] io::Error),
-    #[error("fsync of the write-ahead log failed; what is on the disk is unknown, so the process has to stop")]
+    #[error(
+        "fsync of the write-ahead log failed; what is on the disk is unknown, so the process has to stop"
+    )]
     Sync(#[source] io::Error),
     #[error(
         "write-ahead log is corrupt: {what}: {segment} at offset {offset}. Restore this member from a snapshot, or \
          remove its data directory and let it join again", segment = .segment.display()
     )]
     Corrupt { segment: PathBuf, offset: u64, what: &'static str },
-    #[error("data directory belongs to member {found_member:x} of cluster {found_cluster:x}, not to member {member:x} of cluster {cluster:x}: check --name, --initial-cluster and --initial-cluster-token")]
+    #[error(
+        "data directory belongs to member {found_member:x} of cluster {found_cluster:x}, not to member {member:x} of cluster {cluster:x}: check --name, --initial-cluster and --initial-cluster-token"
+    )]
     Foreign { found_cluster: u64, found_member: u64, cluster: u64, member: u64 },
 }
 
@@ -72,6 +76,8 @@ pub struct Wal {
     pending_state: HardState,
     /// The highest index in the frame under construction.
     pending_index: u64,
+    /// Bytes written since it was opened.
+    written: u64,
 }
 
 impl Wal {
@@ -126,12 +132,18 @@ impl Wal {
             pending_state: hard_state.clone(),
             hard_state,
             pending_index: 0,
+            written: 0,
         };
         Ok((wal, reading.recovered))
     }
 
     /// Adds to the next frame.
-    pub fn append(&mut self, hard_state: Option<&HardState>, snapshot: Option<(u64, u64)>, entries: &[Entry]) {
+    pub fn append(
+        &mut self,
+        hard_state: Option<&HardState>,
+        snapshot: Option<(u64, u64)>,
+        entries: &[Entry],
+    ) {
         if let Some((index, term)) = snapshot {
             self.builder.snapshot(index, term);
             self.pending_index = self.pending_index.max(index);
@@ -169,6 +181,7 @@ impl Wal {
         self.active.sync().map_err(WalError::Sync)?;
         fail::fail_point!("wal_after_sync");
         self.next_sequence += 1;
+        self.written += length;
         if let Some(segment) = self.segments.last_mut() {
             segment.end += length;
             segment.last_index = segment.last_index.max(self.pending_index);
@@ -207,7 +220,8 @@ impl Wal {
     /// The disk's; segments that could not be removed are tried again the next time.
     pub fn cut(&mut self, index: u64) -> Result<(), WalError> {
         let mut removed = false;
-        while self.segments.len() > 1 && self.segments.first().is_some_and(|first| first.last_index <= index) {
+        while self.segments.len() > 1 && self.segments.first().is_some_and(|first| first.last_index <= index)
+        {
             fail::fail_point!("wal_before_cut");
             if let Some(first) = self.segments.first() {
                 self.disk.remove(&first.path)?;
@@ -221,7 +235,12 @@ impl Wal {
         Ok(())
     }
 
-    /// Bytes written and not cut.
+    /// Bytes written since it was opened.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Bytes in it, not cut.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.end).sum()
     }

@@ -112,8 +112,8 @@ fn read_segment(
     let bytes = Bytes::from(env::read(disk, &path)?);
     let corrupt =
         |offset: usize, what| WalError::Corrupt { segment: path.clone(), offset: offset as u64, what };
-    let header =
-        Header::decode(&bytes).ok_or_else(|| corrupt(0, "the segment's header is damaged or of another version"))?;
+    let header = Header::decode(&bytes)
+        .ok_or_else(|| corrupt(0, "the segment's header is damaged or of another version"))?;
     match reading.segments.last() {
         Some(first) if (first.header.cluster, first.header.member) != (header.cluster, header.member) => {
             return Err(corrupt(0, "the segment belongs to another member or cluster"));

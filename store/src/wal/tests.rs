@@ -96,7 +96,10 @@ fn segments_rotate_and_are_cut_behind_a_snapshot() {
     wal.cut(100).unwrap();
     drop(wal);
     let (_, recovered) = open(directory.path()).unwrap();
-    assert_eq!(recovered.hard_state.term, 8, "the segment that said so is cut, its successor's header repeats it");
+    assert_eq!(
+        recovered.hard_state.term, 8,
+        "the segment that said so is cut, its successor's header repeats it"
+    );
 }
 
 /// Whatever a crash leaves of the last frame, everything before it is there and writing goes on.

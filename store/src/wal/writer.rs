@@ -43,7 +43,8 @@ impl WalHandle {
 /// What the writer measures.
 pub trait Observer: Send {
     fn fsync(&self, took: Duration);
-    fn size(&self, bytes: u64);
+    /// Bytes that it holds, and bytes written since it was opened.
+    fn size(&self, bytes: u64, written: u64);
 }
 
 /// How often a full disk is tried again.
@@ -73,7 +74,7 @@ fn run(
     observer: &dyn Observer,
     report: &dyn Fn(Report),
 ) -> Result<(), WalError> {
-    observer.size(wal.bytes());
+    observer.size(wal.bytes(), wal.written());
     while let Ok(first) = jobs.recv() {
         let (mut persisted, mut must_sync, mut cut) = (None, false, None);
         for job in std::iter::once(first).chain(jobs.try_iter()) {
@@ -101,7 +102,7 @@ fn run(
         if let Some(index) = cut {
             wal.cut(index)?;
         }
-        observer.size(wal.bytes());
+        observer.size(wal.bytes(), wal.written());
     }
     Ok(())
 }

@@ -1,0 +1,77 @@
+//! etcd's error codes and messages, which clients compare literally.
+
+use tonic::Status;
+
+use crate::apply::Rejected;
+use crate::mvcc::MvccError;
+use crate::node::{Chain, Refused};
+
+pub mod status {
+    use tonic::{Code, Status};
+
+    macro_rules! statuses {
+        ($($name:ident: $code:ident, $message:literal;)*) => {
+            $(pub fn $name() -> Status {
+                Status::new(Code::$code, concat!("etcdserver: ", $message))
+            })*
+        };
+    }
+
+    statuses! {
+        empty_key: InvalidArgument, "key is not provided";
+        key_not_found: InvalidArgument, "key not found";
+        value_provided: InvalidArgument, "value is provided";
+        lease_provided: InvalidArgument, "lease is provided";
+        too_many_ops: InvalidArgument, "too many operations in txn request";
+        duplicate_key: InvalidArgument, "duplicate key given in txn request";
+        invalid_sort: InvalidArgument, "invalid sort option";
+        compacted: OutOfRange, "mvcc: required revision has been compacted";
+        future_revision: OutOfRange, "mvcc: required revision is a future revision";
+        no_space: ResourceExhausted, "mvcc: database space exceeded";
+        lease_not_found: NotFound, "requested lease not found";
+        lease_exists: FailedPrecondition, "lease already exists";
+        lease_ttl_too_large: OutOfRange, "too large lease TTL";
+        member_not_found: NotFound, "member not found";
+        request_too_large: InvalidArgument, "request is too large";
+        too_many_requests: ResourceExhausted, "too many requests";
+        no_leader: Unavailable, "no leader";
+        not_leader: FailedPrecondition, "not leader";
+        stopped: Unavailable, "server stopped";
+        timeout: Unavailable, "request timed out";
+        corrupt: DataLoss, "corrupt cluster";
+        bad_transferee: FailedPrecondition, "bad leader transferee";
+        no_membership_changes: Unimplemented, "membership cannot be changed by this version of kube-store";
+        no_downgrade: Unimplemented, "downgrade is not supported by kube-store";
+        no_manual_alarm: Unimplemented, "alarms cannot be raised by hand in kube-store";
+    }
+}
+
+pub fn mvcc(error: &MvccError) -> Status {
+    match error {
+        MvccError::Compacted => status::compacted(),
+        MvccError::FutureRevision => status::future_revision(),
+        MvccError::KeyNotFound => status::key_not_found(),
+        MvccError::LeaseNotFound => status::lease_not_found(),
+        MvccError::Backend(error) => {
+            tracing::error!(error = %Chain(error), "cannot read a value");
+            status::corrupt()
+        }
+    }
+}
+
+pub fn rejected(rejected: &Rejected) -> Status {
+    match rejected {
+        Rejected::Mvcc(error) => mvcc(error),
+        Rejected::LeaseExists => status::lease_exists(),
+        Rejected::LeaseTtlTooLarge => status::lease_ttl_too_large(),
+        Rejected::Unknown => Status::unimplemented("etcdserver: unknown operation"),
+    }
+}
+
+pub fn refused(refused: Refused) -> Status {
+    match refused {
+        Refused::Timeout => status::timeout(),
+        Refused::NotLeader => status::not_leader(),
+        Refused::Stopped => status::stopped(),
+    }
+}

@@ -1,0 +1,153 @@
+//! The service Maintenance.
+
+use std::time::Duration;
+
+use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
+use keelson_proto::etcd::etcdserverpb::maintenance_server::Maintenance;
+use keelson_proto::etcd::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+};
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{ETCD_VERSION, Server, error, status};
+use crate::node::Event;
+
+/// How long a transfer of leadership may take.
+const TRANSFER: Duration = Duration::from_secs(5);
+
+impl Server {
+    fn alarms(&self) -> Vec<AlarmMember> {
+        if self.shared.no_space() {
+            vec![AlarmMember { member_id: self.member, alarm: AlarmType::Nospace as i32 }]
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn hash_at(&self, revision: i64) -> Result<(u32, i64), Status> {
+        let (hash, compacted, _) = self.state.store.hash(revision).map_err(|error| error::mvcc(&error))?;
+        Ok((hash, compacted))
+    }
+}
+
+#[tonic::async_trait]
+impl Maintenance for Server {
+    /// Alarms come and go by themselves: writes are accepted again as soon as there is space, so to disarm one is only
+    /// to look again.
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        if request.into_inner().action() == AlarmAction::Activate {
+            return Err(status::no_manual_alarm());
+        }
+        Ok(Response::new(AlarmResponse { header: self.current_header(), alarms: self.alarms() }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let mut errors: Vec<String> = self
+            .alarms()
+            .iter()
+            .map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name()))
+            .collect();
+        let leader = self.shared.leader();
+        if leader == 0 {
+            errors.push("etcdserver: no leader".to_owned());
+        }
+        Ok(Response::new(StatusResponse {
+            header: self.current_header(),
+            version: ETCD_VERSION.to_owned(),
+            db_size: self.state.store.values.backend().size().cast_signed(),
+            leader,
+            raft_index: self.shared.last_index(),
+            raft_term: self.shared.term(),
+            raft_applied_index: self.state.applied(),
+            errors,
+            db_size_in_use: self.state.store.in_use().cast_signed(),
+            is_learner: false,
+        }))
+    }
+
+    /// Nothing to do by hand: space that compaction frees is used again.
+    async fn defragment(
+        &self,
+        _: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
+        Ok(Response::new(DefragmentResponse { header: self.current_header() }))
+    }
+
+    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let (hash, _) = self.hash_at(0)?;
+        Ok(Response::new(HashResponse { header: self.current_header(), hash }))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        let (hash, compact_revision) = self.hash_at(request.into_inner().revision)?;
+        Ok(Response::new(HashKvResponse { header: self.current_header(), hash, compact_revision }))
+    }
+
+    type SnapshotStream = ReceiverStream<Result<SnapshotResponse, Status>>;
+
+    /// The state as `kube-store` keeps it (a manifest and its files, one after the other), followed by the SHA-256 of
+    /// all that, which etcd's clients expect at the end.
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        let (taken, wait) = oneshot::channel();
+        let send = Box::new(move |outgoing| drop(taken.send(outgoing)));
+        self.send(Event::Snapshot { send })?;
+        let mut outgoing = wait
+            .await
+            .map_err(|_| status::stopped())?
+            .map_err(|error| Status::internal(format!("etcdserver: {error}")))?;
+        let (pieces, stream) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let mut hash = Sha256::new();
+            let send = |blob: bytes::Bytes, remaining_bytes| {
+                let response = SnapshotResponse { header: None, remaining_bytes, blob };
+                pieces.blocking_send(Ok(response)).is_ok()
+            };
+            loop {
+                match outgoing.next() {
+                    Ok(Some(piece)) => {
+                        hash.update(&piece);
+                        if !send(piece, outgoing.remaining()) {
+                            return;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        let _ = pieces.blocking_send(Err(Status::internal(format!("etcdserver: {error}"))));
+                        return;
+                    }
+                }
+            }
+            send(hash.finalize().to_vec().into(), 0);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let to = request.into_inner().target_id;
+        if !self.shared.is_leader() {
+            return Err(status::not_leader());
+        }
+        if !self.state.members.read().contains_key(&to) {
+            return Err(status::bad_transferee());
+        }
+        let mut leader = self.shared.watch_leader();
+        self.send(Event::MoveLeader { to })?;
+        match tokio::time::timeout(TRANSFER, leader.wait_for(|leader| *leader == to)).await {
+            Ok(Ok(_)) => Ok(Response::new(MoveLeaderResponse { header: self.current_header() })),
+            Ok(Err(_)) => Err(status::stopped()),
+            Err(_) => Err(status::timeout()),
+        }
+    }
+
+    async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        Err(status::no_downgrade())
+    }
+}

@@ -1,0 +1,172 @@
+//! The etcd v3 services over one [`Server`]: requests in, events to the node, answers with etcd's headers and errors.
+//!
+//! Nothing here decides or changes anything; it checks what can be checked without state, waits, and translates.
+
+mod check;
+mod cluster;
+mod error;
+mod kv;
+mod lease;
+mod maintenance;
+mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use keelson_proto::etcd::etcdserverpb::ResponseHeader;
+use keelson_proto::etcd::storepb::command::Operation;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+pub use error::status;
+
+use crate::apply::{Response, State};
+use crate::metrics::Metrics;
+use crate::node::{Event, Refused, Shared};
+use crate::transport::Peers;
+
+/// The version of etcd whose API and behaviour this is. Clients choose what to use by it.
+pub const ETCD_VERSION: &str = "3.5.21";
+/// Requests in flight that change something; more are refused.
+const MAX_IN_FLIGHT: usize = 20_000;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub request_bytes: usize,
+    pub txn_ops: usize,
+    /// Seconds: the least time to live of a lease, which has to outlive an election.
+    pub min_lease_ttl: i64,
+    pub watch_progress: Duration,
+    /// etcd's quota of the tree in bytes.
+    pub quota: u64,
+}
+
+pub struct Server {
+    pub cluster: u64,
+    pub member: u64,
+    pub state: Arc<State>,
+    pub shared: Arc<Shared>,
+    pub metrics: Arc<Metrics>,
+    pub events: Sender<Event>,
+    pub peers: Arc<Peers>,
+    pub limits: Limits,
+    /// Ends watches and keepalive streams.
+    pub stopping: CancellationToken,
+    in_flight: AtomicUsize,
+    lease_serial: AtomicU64,
+}
+
+/// What a [`Server`] is made of.
+pub struct Parts {
+    pub cluster: u64,
+    pub member: u64,
+    pub state: Arc<State>,
+    pub shared: Arc<Shared>,
+    pub metrics: Arc<Metrics>,
+    pub events: Sender<Event>,
+    pub peers: Arc<Peers>,
+    pub limits: Limits,
+    pub stopping: CancellationToken,
+    pub seed: u64,
+}
+
+/// The server where a service outlives the call: its streams hold it.
+#[derive(Clone)]
+pub struct Service(pub Arc<Server>);
+
+impl std::ops::Deref for Service {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
+}
+
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Server {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { cluster, member, state, shared, metrics, events, peers, limits, stopping, seed } = parts;
+        Arc::new(Self {
+            cluster,
+            member,
+            state,
+            shared,
+            metrics,
+            events,
+            peers,
+            limits,
+            stopping,
+            in_flight: AtomicUsize::new(0),
+            lease_serial: AtomicU64::new(seed),
+        })
+    }
+
+    fn header(&self, revision: i64) -> Option<ResponseHeader> {
+        Some(ResponseHeader {
+            cluster_id: self.cluster,
+            member_id: self.member,
+            revision,
+            raft_term: self.shared.term(),
+        })
+    }
+
+    fn current_header(&self) -> Option<ResponseHeader> {
+        self.header(self.state.store.revision())
+    }
+
+    fn send(&self, event: Event) -> Result<(), Status> {
+        self.events.send(event).map_err(|_| status::stopped())
+    }
+
+    /// Puts an operation through consensus; returns the store's revision afterwards and the state machine's answer.
+    pub async fn propose(&self, operation: Operation) -> Result<(i64, Response), Status> {
+        let in_flight = InFlight(&self.in_flight);
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= MAX_IN_FLIGHT {
+            return Err(status::too_many_requests());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.send(Event::Propose { operation, reply })?;
+        let answer = answer.await;
+        drop(in_flight);
+        match answer {
+            Ok(Ok((revision, Ok(response)))) => Ok((revision, response)),
+            Ok(Ok((_, Err(rejected)))) => Err(error::rejected(&rejected)),
+            Ok(Err(refused)) => Err(error::refused(refused)),
+            Err(_) => Err(status::stopped()),
+        }
+    }
+
+    /// Waits until this member has everything that was committed before the call.
+    pub async fn read_barrier(&self) -> Result<(), Status> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Event::Read { reply })?;
+        answer.await.unwrap_or(Err(Refused::Stopped)).map_err(error::refused)
+    }
+
+    /// The answer is of another kind than the operation: only a bug in apply could do that.
+    fn mismatch() -> Status {
+        Status::internal("etcdserver: the state machine gave another kind of answer")
+    }
+
+    /// Refuses what takes space while there is none.
+    fn check_space(&self) -> Result<(), Status> {
+        if self.shared.no_space() { Err(status::no_space()) } else { Ok(()) }
+    }
+
+    fn new_lease_id(&self) -> i64 {
+        // Ids are spread, so that members and restarts do not choose the same.
+        let serial = self.lease_serial.fetch_add(1, Ordering::Relaxed);
+        let mixed = (serial ^ self.member.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((mixed ^ (mixed >> 29)) >> 1).cast_signed().max(1)
+    }
+}

@@ -1,0 +1,157 @@
+//! Metrics under etcd's names. What the state knows anyway is computed at each scrape; the rest is counted here.
+
+use std::sync::Arc;
+
+use keelson_component_base::metrics::{Registry, exponential_buckets};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::apply::State;
+use crate::node::Shared;
+use crate::wal::Observer;
+
+pub struct Metrics {
+    pub wal_fsync: Histogram,
+    pub backend_commit: Histogram,
+    pub leader_changes: Counter,
+    pub proposals_failed: Counter,
+    pub snapshots_installed: Counter,
+    pub range: Counter,
+    pub put: Counter,
+    pub delete: Counter,
+    pub txn: Counter,
+    pub lease_granted: Counter,
+    pub lease_revoked: Counter,
+    pub lease_renewed: Counter,
+    pub slow_watchers: Counter,
+    pub events: Counter,
+    pub peer_sent: Counter,
+    pub peer_received: Counter,
+}
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Arc<Self> {
+        let seconds = || exponential_buckets(0.001, 2.0, 14);
+        let counter = |name, help| registry.counter(name, help);
+        Arc::new(Self {
+            wal_fsync: registry.histogram(
+                "etcd_disk_wal_fsync_duration_seconds",
+                "The latency distributions of fsync called by WAL",
+                seconds(),
+            ),
+            backend_commit: registry.histogram(
+                "etcd_disk_backend_commit_duration_seconds",
+                "The latency distributions of commit called by backend",
+                seconds(),
+            ),
+            leader_changes: counter("etcd_server_leader_changes_seen", "The number of leader changes seen"),
+            proposals_failed: counter("etcd_server_proposals_failed", "The number of failed proposals seen"),
+            snapshots_installed: counter(
+                "etcd_server_snapshot_apply",
+                "Snapshots of a leader that were installed",
+            ),
+            range: counter("etcd_mvcc_range", "Total number of ranges seen by this member"),
+            put: counter("etcd_mvcc_put", "Total number of puts seen by this member"),
+            delete: counter("etcd_mvcc_delete", "Total number of deletes seen by this member"),
+            txn: counter("etcd_mvcc_txn", "Total number of txns seen by this member"),
+            lease_granted: counter("etcd_debugging_lease_granted", "The total number of granted leases"),
+            lease_revoked: counter("etcd_debugging_lease_revoked", "The total number of revoked leases"),
+            lease_renewed: counter(
+                "etcd_debugging_lease_renewed",
+                "The number of renewed leases seen by the leader",
+            ),
+            slow_watchers: counter(
+                "etcd_debugging_mvcc_watchers_fallen_behind",
+                "How often a synced watcher did not keep up and went on from history",
+            ),
+            events: counter("etcd_debugging_mvcc_events", "Total number of events sent by this member"),
+            peer_sent: counter("etcd_network_peer_sent_bytes", "The total number of bytes sent to peers"),
+            peer_received: counter(
+                "etcd_network_peer_received_bytes",
+                "The total number of bytes received from peers",
+            ),
+        })
+    }
+}
+
+/// The log's thread reports through it.
+pub struct WalObserver {
+    pub metrics: Arc<Metrics>,
+    pub shared: Arc<Shared>,
+}
+
+impl Observer for WalObserver {
+    fn fsync(&self, took: std::time::Duration) {
+        self.metrics.wal_fsync.observe(took.as_secs_f64());
+    }
+
+    fn size(&self, bytes: u64, written: u64) {
+        self.shared.set_wal_size(bytes, written);
+    }
+}
+
+/// What is read off the state at each scrape.
+pub struct StateCollector {
+    pub state: Arc<State>,
+    pub shared: Arc<Shared>,
+    pub quota: u64,
+}
+
+impl std::fmt::Debug for StateCollector {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("StateCollector")
+    }
+}
+
+impl Collector for StateCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (state, shared) = (&self.state, &self.shared);
+        let store = &state.store;
+        let mut gauge = |name, help, value: u64| {
+            let metric = ConstGauge::new(value.cast_signed());
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        let flag = u64::from;
+        gauge("etcd_server_has_leader", "Whether or not a leader exists", flag(shared.leader() != 0))?;
+        gauge("etcd_server_is_leader", "Whether or not this member is a leader", flag(shared.is_leader()))?;
+        gauge("etcd_server_is_learner", "Whether or not this member is a learner", 0)?;
+        gauge("etcd_server_proposals_pending", "The current number of pending proposals", shared.pending())?;
+        gauge("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes", self.quota)?;
+        let size = store.values.backend().size();
+        gauge("etcd_mvcc_db_total_size_in_bytes", "Total size of the underlying database in bytes", size)?;
+        gauge(
+            "etcd_mvcc_db_total_size_in_use_in_bytes",
+            "Total size of the underlying database logically in use in bytes",
+            store.in_use(),
+        )?;
+        gauge("etcd_debugging_mvcc_keys_total", "Total number of keys", store.key_count() as u64)?;
+        let revision = store.revision().unsigned_abs();
+        gauge("etcd_debugging_mvcc_current_revision", "The current revision of store", revision)?;
+        let compacted = store.compacted().max(0).unsigned_abs();
+        gauge(
+            "etcd_debugging_mvcc_compact_revision",
+            "The revision of the last compaction in store",
+            compacted,
+        )?;
+        let watchers = state.hub.watchers() as u64;
+        gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers", watchers)?;
+        gauge("etcd_wal_bytes", "Bytes of the write-ahead log that are not cut", shared.wal_bytes())?;
+        let mut counter = |name, help, value: u64| {
+            let metric = ConstCounter::new(value);
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        counter(
+            "etcd_server_proposals_committed",
+            "The total number of consensus proposals committed",
+            shared.commit(),
+        )?;
+        counter(
+            "etcd_server_proposals_applied",
+            "The total number of consensus proposals applied",
+            state.applied(),
+        )
+    }
+}

@@ -1,0 +1,548 @@
+//! One member: a single loop over a closed set of events, between consensus, the log and the state machine.
+//!
+//! The loop never waits for anything but the next event: the log, snapshots and peers have threads and tasks of their
+//! own and answer with events. Order within a turn: send what consensus may send before its entries are durable (a
+//! leader replicates while it writes), queue the write, apply what is committed, answer.
+//!
+//! [`Node`] does no I/O by itself and asks no clock but `env`'s: the thread in [`run`] is all that a simulation
+//! replaces.
+
+mod event;
+mod pending;
+mod shared;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use keelson_proto::etcd::etcdserverpb::LeaseRevokeRequest;
+use keelson_proto::etcd::storepb::{Command, command::Operation};
+use keelson_raft::{
+    Dropped, Entry, EntryType, Group, Message, MessageType, Output, Role, SnapshotStatus, Write,
+};
+use parking_lot::Mutex;
+use prost::Message as _;
+
+pub use event::{Event, LeaseAnswer, Network, Reader, Refused, SnapshotSender, Stopped};
+pub use pending::Answer;
+pub use shared::Shared;
+
+use crate::apply::{Effect, State};
+use crate::env::Clock;
+use crate::lease::Deadlines;
+use crate::metrics::Metrics;
+use crate::snapshot::{self, Job, Keeper, Outgoing, Snapshots};
+use crate::wal::{self, WalHandle};
+use pending::{Pending, Proposal};
+
+/// Leases whose revocation is proposed in one tick.
+const EXPIRE_BATCH: usize = 256;
+/// Entries kept in memory for followers that are a little behind.
+const LOG_KEEP: usize = 8 << 20;
+/// WAL bytes above which a snapshot is made, so that the log can be cut.
+const SNAPSHOT_AT: u64 = 48 << 20;
+/// WAL bytes to be written between two snapshots.
+const SNAPSHOT_EVERY: u64 = 16 << 20;
+
+/// What builds the state from the latest snapshot when a peer has sent one.
+pub type Install = Box<dyn FnMut(&State, &Snapshots) -> Result<(), Stopped> + Send>;
+
+/// What a node is made of.
+pub struct Parts {
+    pub member: u64,
+    pub cluster: u64,
+    /// Tells apart the lives of this member.
+    pub epoch: u64,
+    pub group: Group<Reader>,
+    pub state: Arc<State>,
+    pub shared: Arc<Shared>,
+    pub wal: WalHandle,
+    pub keeper: Keeper,
+    pub snapshots: Arc<Mutex<Snapshots>>,
+    pub install: Install,
+    pub network: Box<dyn Network>,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Arc<Metrics>,
+    pub tick: Duration,
+    /// Ticks after which a request fails.
+    pub request_ticks: u64,
+    /// Where threads and tasks answer to.
+    pub events: std::sync::mpsc::Sender<Event>,
+}
+
+pub struct Node {
+    parts: Parts,
+    now: u64,
+    pending: Pending,
+    /// Proposals that wait: for a leader, or for the tree to catch up.
+    deferred: VecDeque<Proposal>,
+    /// Reads whose index is not yet applied.
+    reads: Vec<(u64, Vec<Reader>)>,
+    deadlines: Deadlines,
+    leading: bool,
+    /// The last write queued, and the last that is durable.
+    written: u64,
+    persisted: u64,
+    /// Term of the last applied entry.
+    applied_term: u64,
+    /// A snapshot that was installed: its index, and the write that makes consensus know of it.
+    installed: Option<(u64, u64)>,
+    snapshot_under_way: bool,
+    snapshot_at_written: u64,
+}
+
+/// Runs a node until it is stopped or cannot go on.
+///
+/// # Errors
+/// Why it cannot.
+pub fn run(mut node: Node, events: &Receiver<Event>) -> Result<(), Stopped> {
+    let mut next_tick = node.parts.clock.now() + node.parts.tick;
+    loop {
+        let mut now = node.parts.clock.now();
+        match events.recv_timeout(next_tick.saturating_sub(now)) {
+            Ok(event) => {
+                if node.handle(event)? {
+                    return Ok(());
+                }
+                // What has queued up goes into the same turn: one write, one message per peer. Bounded, so that ticks
+                // come in time.
+                for event in events.try_iter().take(1024) {
+                    if node.handle(event)? {
+                        return Ok(());
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        now = node.parts.clock.now();
+        if now >= next_tick {
+            node.tick();
+            // A pause is one tick, not many: other members may have spoken meanwhile, and are read first.
+            next_tick = (next_tick + node.parts.tick).max(now);
+        }
+        node.turn()?;
+    }
+}
+
+impl Node {
+    /// `applied_term`: that of the entry at the state's applied index.
+    pub fn new(mut parts: Parts, applied_term: u64) -> Self {
+        if parts.group.conf_state().voters == [parts.member] {
+            parts.group.campaign();
+        }
+        Self {
+            parts,
+            now: 0,
+            pending: Pending::default(),
+            deferred: VecDeque::new(),
+            reads: Vec::new(),
+            deadlines: Deadlines::default(),
+            leading: false,
+            written: 0,
+            persisted: 0,
+            applied_term,
+            installed: None,
+            snapshot_under_way: false,
+            snapshot_at_written: 0,
+        }
+    }
+
+    /// Takes one event; true: it was the request to stop.
+    ///
+    /// # Errors
+    /// What this member cannot go on after.
+    pub fn handle(&mut self, event: Event) -> Result<bool, Stopped> {
+        let ticks = self.parts.request_ticks;
+        match event {
+            Event::Propose { operation, reply } => {
+                let proposal = Proposal { operation, reply: Some(reply), deadline: self.now + ticks };
+                self.propose_or_defer(proposal);
+            }
+            Event::Read { reply } => self.parts.group.read(Reader::Read(reply), ticks),
+            Event::KeepAlive { lease, reply } => {
+                self.parts.group.read(Reader::KeepAlive { lease, reply }, ticks);
+            }
+            Event::TimeToLive { lease, reply } => {
+                self.parts.group.read(Reader::TimeToLive { lease, reply }, ticks);
+            }
+            Event::Messages(messages) => {
+                for message in messages {
+                    if let Err(error) = self.parts.group.step(message) {
+                        tracing::debug!(%error, "a peer's message is ignored");
+                    }
+                }
+            }
+            Event::SnapshotReceived { message } => {
+                if let Err(error) = self.parts.group.step(*message) {
+                    tracing::debug!(%error, "a peer's snapshot is ignored");
+                }
+            }
+            Event::SnapshotSent { to, ok } => {
+                let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+                self.parts.group.snapshot_sent(to, status);
+            }
+            Event::Unreachable(peer) => self.parts.group.unreachable(peer),
+            Event::Wal(wal::Report::Persisted(number)) => self.persisted(number),
+            Event::Wal(wal::Report::Full(full)) => self.parts.shared.set_wal_full(full),
+            Event::Wal(wal::Report::Failed(error)) => return Err(Stopped::Wal(error)),
+            Event::Keeper(snapshot::Report::Taken(result)) => {
+                self.snapshot_under_way = false;
+                match result {
+                    Ok(taken) => {
+                        tracing::info!(index = taken.index, "made a snapshot");
+                        self.parts.wal.cut(taken.index);
+                    }
+                    // The log is kept, so nothing is lost; it is tried again when more is written.
+                    Err(error) => tracing::error!(error = %Chain(&error), "cannot make a snapshot"),
+                }
+            }
+            Event::Keeper(snapshot::Report::CompactionFailed(error)) | Event::TreeFailed(error) => {
+                return Err(Stopped::Tree(error));
+            }
+            Event::TreeDrained => self.retry_deferred(),
+            Event::Snapshot { send } => self.take_snapshot(vec![send]),
+            Event::MoveLeader { to } => self.parts.group.transfer_leader(to),
+            Event::Stop => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    /// Counts a tick: deadlines, elections, heartbeats, leases.
+    pub fn tick(&mut self) {
+        self.now += 1;
+        for reader in self.parts.group.tick() {
+            reader.fail(Refused::Timeout);
+        }
+        for proposal in self.pending.expire(self.now) {
+            self.parts.metrics.proposals_failed.inc();
+            proposal.refuse(Refused::Timeout);
+        }
+        while self.deferred.front().is_some_and(|proposal| proposal.deadline <= self.now) {
+            if let Some(proposal) = self.deferred.pop_front() {
+                self.parts.metrics.proposals_failed.inc();
+                proposal.refuse(Refused::Timeout);
+            }
+        }
+        self.retry_deferred();
+        if self.leading {
+            let now = self.parts.clock.now();
+            for id in self.deadlines.take_expired(now, EXPIRE_BATCH) {
+                let operation = Operation::LeaseRevoke(LeaseRevokeRequest { id });
+                // Without an answer; should it be lost, the lease is offered again.
+                self.propose_or_defer(Proposal { operation, reply: None, deadline: self.now + 1 });
+            }
+        }
+    }
+
+    fn propose_or_defer(&mut self, proposal: Proposal) {
+        if !self.deferred.is_empty() || self.parts.state.store.values.is_full() {
+            self.deferred.push_back(proposal);
+            return;
+        }
+        if let Some(proposal) = self.propose(proposal) {
+            self.deferred.push_back(proposal);
+        }
+    }
+
+    fn retry_deferred(&mut self) {
+        while !self.parts.state.store.values.is_full()
+            && let Some(proposal) = self.deferred.pop_front()
+        {
+            if let Some(proposal) = self.propose(proposal) {
+                self.deferred.push_front(proposal);
+                break;
+            }
+        }
+    }
+
+    /// Gives back what has to wait.
+    fn propose(&mut self, proposal: Proposal) -> Option<Proposal> {
+        let request = self.pending.next_request();
+        let command = Command {
+            member: self.parts.member,
+            epoch: self.parts.epoch,
+            request,
+            operation: Some(proposal.operation),
+        };
+        let data = Bytes::from(command.encode_to_vec());
+        match self.parts.group.propose(data) {
+            Ok(()) => {
+                self.pending.add(request, proposal.reply, proposal.deadline);
+                None
+            }
+            Err(Dropped::NoLeader | Dropped::TooMany) => {
+                // `command` was made of it and nothing else has it.
+                let operation = command.operation?;
+                Some(Proposal { operation, reply: proposal.reply, deadline: proposal.deadline })
+            }
+        }
+    }
+
+    /// Does everything that there is to do.
+    ///
+    /// # Errors
+    /// What this member cannot go on after.
+    pub fn turn(&mut self) -> Result<(), Stopped> {
+        while let Some(output) = self.parts.group.output() {
+            self.output(output)?;
+        }
+        self.follow_leader();
+        self.serve_reads();
+        self.maybe_snapshot();
+        self.parts.shared.update(&self.parts.group.status(), self.pending.len());
+        Ok(())
+    }
+
+    fn output(&mut self, output: Output<Reader>) -> Result<(), Stopped> {
+        self.send(output.messages);
+        if let Some(write) = output.write {
+            let number = write.number;
+            if let Some(snapshot) = &write.snapshot {
+                let metadata = snapshot.get_metadata();
+                self.install(metadata.index)?;
+                self.applied_term = metadata.term;
+                self.installed = Some((write.number, metadata.index));
+            }
+            self.write(write);
+            if self.persisted == self.written && number > self.persisted {
+                // There was nothing to write, and nothing before it is still being written.
+                self.written = number;
+                self.persisted(number);
+            }
+        }
+        self.apply(&output.committed)?;
+        self.reads.extend(output.reads);
+        Ok(())
+    }
+
+    /// Queues a write, if it has anything that must not be lost.
+    fn write(&mut self, write: Write) {
+        if write.must_sync || self.persisted != self.written {
+            self.written = write.number;
+            self.parts.wal.write(write);
+        }
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        let mut by_peer: Vec<(u64, Vec<Message>)> = Vec::new();
+        for message in messages {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.send_snapshot(message);
+                continue;
+            }
+            match by_peer.iter_mut().find(|(to, _)| *to == message.to) {
+                Some((_, batch)) => batch.push(message),
+                None => by_peer.push((message.to, vec![message])),
+            }
+        }
+        for (to, batch) in by_peer {
+            self.parts.network.send(to, batch);
+        }
+    }
+
+    /// Has a snapshot of this moment made and sent.
+    fn send_snapshot(&mut self, mut message: Message) {
+        let to = message.to;
+        tracing::info!(peer = format!("{to:x}"), "a member has fallen behind the log and gets a snapshot");
+        let (events, sender) = (self.parts.events.clone(), self.parts.network.snapshot_sender());
+        let send = Box::new(move |outgoing: Result<Outgoing, snapshot::SnapshotError>| match outgoing {
+            Ok(outgoing) => {
+                let (index, term) = outgoing.position();
+                let metadata = message.mut_snapshot().mut_metadata();
+                (metadata.index, metadata.term) = (index, term);
+                sender(message, outgoing);
+            }
+            Err(_) => {
+                let _ = events.send(Event::SnapshotSent { to, ok: false });
+            }
+        });
+        self.take_snapshot(vec![send]);
+    }
+
+    fn take_snapshot(&mut self, send: Vec<snapshot::Send>) {
+        self.snapshot_under_way = true;
+        self.snapshot_at_written = self.parts.shared.wal_written();
+        let metadata = self.parts.state.metadata(self.applied_term);
+        let voters = self.parts.group.conf_state().voters.clone();
+        self.parts.keeper.submit(Job::Take { metadata, voters, send });
+    }
+
+    fn maybe_snapshot(&mut self) {
+        let shared = &self.parts.shared;
+        if !self.snapshot_under_way
+            && shared.wal_bytes() > SNAPSHOT_AT
+            && shared.wal_written() >= self.snapshot_at_written + SNAPSHOT_EVERY
+        {
+            self.take_snapshot(Vec::new());
+        }
+    }
+
+    /// Puts the state of a snapshot, which a peer sent and which is durable, in place of this one.
+    fn install(&mut self, index: u64) -> Result<(), Stopped> {
+        let snapshots = self.parts.snapshots.lock();
+        (self.parts.install)(&self.parts.state, &snapshots)?;
+        drop(snapshots);
+        tracing::info!(index, applied = self.parts.state.applied(), "installed a peer's snapshot");
+        self.parts.metrics.snapshots_installed.inc();
+        Ok(())
+    }
+
+    fn persisted(&mut self, number: u64) {
+        self.persisted = number;
+        self.parts.group.persisted(number);
+        if let Some((_, index)) = self.installed.take_if(|(write, _)| *write <= number) {
+            self.parts.group.applied(index);
+        }
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), Stopped> {
+        for entry in entries {
+            // A snapshot that was installed may be newer than the one that consensus knows of.
+            if entry.index <= self.parts.state.applied() {
+                continue;
+            }
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                tracing::error!(
+                    index = entry.index,
+                    "a change of membership, which this version does not know, is ignored"
+                );
+            }
+            fail::fail_point!("apply_before");
+            let applied = self.parts.state.apply(entry).map_err(Stopped::Apply)?;
+            fail::fail_point!("apply_after");
+            self.applied_term = entry.term;
+            let Some(applied) = applied else { continue };
+            self.effect(applied.effect, entry.index);
+            if applied.member == self.parts.member && applied.epoch == self.parts.epoch {
+                self.pending.answer(applied.request, applied.revision, applied.result);
+            }
+        }
+        if let Some(last) = entries.last() {
+            self.parts.group.applied(last.index);
+            let keep = if self.parts.group.conf_state().voters.len() > 1 { LOG_KEEP } else { 0 };
+            self.parts.group.shrink_log(keep);
+        }
+        Ok(())
+    }
+
+    fn effect(&mut self, effect: Effect, index: u64) {
+        match effect {
+            Effect::None => {}
+            Effect::Granted { lease, ttl } if self.leading => {
+                self.deadlines.set(lease, ttl, self.parts.clock.now());
+            }
+            Effect::Granted { .. } => {}
+            Effect::Revoked { lease } => self.deadlines.remove(lease),
+            Effect::Compacted { revision } => self.parts.keeper.submit(Job::Compact { revision, index }),
+        }
+    }
+
+    /// Takes up or lays down what the leader alone does.
+    fn follow_leader(&mut self) {
+        let status = self.parts.group.status();
+        let leading = status.role == Role::Leader;
+        if leading && !self.leading {
+            tracing::info!(term = status.term, "became leader");
+            // How long each has left is not replicated: all get their full time.
+            let now = self.parts.clock.now();
+            for (id, ttl) in self.parts.state.leases.read().iter() {
+                self.deadlines.set(id, ttl, now);
+            }
+        } else if !leading && self.leading {
+            tracing::info!(
+                term = status.term,
+                leader = format!("{:x}", status.leader),
+                "is leader no longer"
+            );
+            self.deadlines.clear();
+        }
+        self.leading = leading;
+        if self.parts.shared.leader() != status.leader {
+            if status.leader != 0 {
+                tracing::info!(term = status.term, leader = format!("{:x}", status.leader), "has a leader");
+                self.parts.metrics.leader_changes.inc();
+            } else {
+                tracing::warn!(term = status.term, "has no leader");
+            }
+            self.retry_deferred();
+        }
+    }
+
+    fn serve_reads(&mut self) {
+        let applied = self.parts.state.applied();
+        for (_, readers) in self.reads.extract_if(.., |(index, _)| *index <= applied) {
+            for reader in readers {
+                match reader {
+                    Reader::Read(reply) => {
+                        let _ = reply.send(Ok(()));
+                    }
+                    Reader::KeepAlive { lease, reply } => {
+                        let answer = keep_alive(&self.parts, &mut self.deadlines, self.leading, lease);
+                        let _ = reply.send(answer);
+                    }
+                    Reader::TimeToLive { lease, reply } => {
+                        let answer = time_to_live(&self.parts, &self.deadlines, self.leading, lease);
+                        let _ = reply.send(answer);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Renews a lease. A ttl of 0: there is none, or it has run out.
+fn keep_alive(
+    parts: &Parts,
+    deadlines: &mut Deadlines,
+    leading: bool,
+    id: i64,
+) -> Result<LeaseAnswer, Refused> {
+    if !leading {
+        return Err(Refused::NotLeader);
+    }
+    let now = parts.clock.now();
+    match parts.state.leases.read().ttl(id) {
+        Some(ttl) if !deadlines.is_expired(id, now) => {
+            deadlines.set(id, ttl, now);
+            Ok(LeaseAnswer { ttl, granted: ttl })
+        }
+        _ => Ok(LeaseAnswer { ttl: 0, granted: 0 }),
+    }
+}
+
+/// How long a lease has left. A ttl of -1: there is none.
+fn time_to_live(
+    parts: &Parts,
+    deadlines: &Deadlines,
+    leading: bool,
+    id: i64,
+) -> Result<LeaseAnswer, Refused> {
+    if !leading {
+        return Err(Refused::NotLeader);
+    }
+    match parts.state.leases.read().ttl(id) {
+        Some(granted) => {
+            let ttl = deadlines.left(id, parts.clock.now()).unwrap_or(granted);
+            Ok(LeaseAnswer { ttl, granted })
+        }
+        None => Ok(LeaseAnswer { ttl: -1, granted: 0 }),
+    }
+}
+
+/// An error with its causes, for one log line.
+pub struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(out, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Requests that wait for their entry to be applied.
+
+use std::collections::BTreeMap;
+
+use keelson_proto::etcd::storepb::command::Operation;
+use tokio::sync::oneshot;
+
+use super::Refused;
+use crate::apply::{Rejected, Response};
+
+/// What became of a proposal: the state machine's answer with the store's revision, or none.
+pub type Answer = Result<(i64, Result<Response, Rejected>), Refused>;
+pub type Reply = oneshot::Sender<Answer>;
+
+/// A request before it is in the log.
+pub struct Proposal {
+    pub operation: Operation,
+    /// None: the node's own.
+    pub reply: Option<Reply>,
+    /// The tick at which it fails.
+    pub deadline: u64,
+}
+
+impl Proposal {
+    pub fn refuse(self, refused: Refused) {
+        if let Some(reply) = self.reply {
+            // The client may have gone.
+            let _ = reply.send(Err(refused));
+        }
+    }
+}
+
+struct Waiting {
+    reply: Option<Reply>,
+    deadline: u64,
+}
+
+impl Waiting {
+    fn refuse(self, refused: Refused) {
+        if let Some(reply) = self.reply {
+            let _ = reply.send(Err(refused));
+        }
+    }
+}
+
+/// Requests in the log, by number. Numbers and deadlines ascend together.
+#[derive(Default)]
+pub struct Pending {
+    waiting: BTreeMap<u64, Waiting>,
+    last: u64,
+}
+
+/// A request that failed.
+pub struct Expired(Waiting);
+
+impl Expired {
+    pub fn refuse(self, refused: Refused) {
+        self.0.refuse(refused);
+    }
+}
+
+impl Pending {
+    pub fn len(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
+    pub fn next_request(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    pub fn add(&mut self, request: u64, reply: Option<Reply>, deadline: u64) {
+        if reply.is_some() {
+            self.waiting.insert(request, Waiting { reply, deadline });
+        }
+    }
+
+    pub fn answer(&mut self, request: u64, revision: i64, result: Result<Response, Rejected>) {
+        if let Some(Waiting { reply: Some(reply), .. }) = self.waiting.remove(&request) {
+            let _ = reply.send(Ok((revision, result)));
+        }
+    }
+
+    /// Those whose deadline has passed. What was proposed may still be applied: the client cannot know.
+    pub fn expire(&mut self, now: u64) -> Vec<Expired> {
+        let mut expired = Vec::new();
+        while let Some(first) = self.waiting.first_entry().filter(|first| first.get().deadline <= now) {
+            expired.push(Expired(first.remove()));
+        }
+        expired
+    }
+}

@@ -1,0 +1,106 @@
+//! What the node tells everyone else without being asked.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use keelson_raft::{Role, Status};
+use tokio::sync::watch;
+
+/// Written by the node and the log's thread, read by all.
+pub struct Shared {
+    term: AtomicU64,
+    commit: AtomicU64,
+    last_index: AtomicU64,
+    pending: AtomicU64,
+    leading: AtomicBool,
+    leader: watch::Sender<u64>,
+    wal_bytes: AtomicU64,
+    wal_written: AtomicU64,
+    wal_full: AtomicBool,
+    low_space: AtomicBool,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            term: AtomicU64::new(0),
+            commit: AtomicU64::new(0),
+            last_index: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
+            leading: AtomicBool::new(false),
+            leader: watch::Sender::new(0),
+            wal_bytes: AtomicU64::new(0),
+            wal_written: AtomicU64::new(0),
+            wal_full: AtomicBool::new(false),
+            low_space: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn update(&self, status: &Status, pending: u64) {
+        self.pending.store(pending, Ordering::Relaxed);
+        self.term.store(status.term, Ordering::Relaxed);
+        self.commit.store(status.commit, Ordering::Relaxed);
+        self.last_index.store(status.last_index, Ordering::Relaxed);
+        self.leading.store(status.role == Role::Leader, Ordering::Relaxed);
+        self.leader.send_if_modified(|leader| std::mem::replace(leader, status.leader) != status.leader);
+    }
+
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Relaxed)
+    }
+
+    pub fn commit(&self) -> u64 {
+        self.commit.load(Ordering::Relaxed)
+    }
+
+    /// Requests that wait for their entry to be applied.
+    pub fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    pub fn last_index(&self) -> u64 {
+        self.last_index.load(Ordering::Relaxed)
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.leading.load(Ordering::Relaxed)
+    }
+
+    /// 0: none is known.
+    pub fn leader(&self) -> u64 {
+        *self.leader.borrow()
+    }
+
+    /// Follows the leader's id.
+    pub fn watch_leader(&self) -> watch::Receiver<u64> {
+        self.leader.subscribe()
+    }
+
+    pub fn set_wal_size(&self, bytes: u64, written: u64) {
+        self.wal_bytes.store(bytes, Ordering::Relaxed);
+        self.wal_written.store(written, Ordering::Relaxed);
+    }
+
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wal_written(&self) -> u64 {
+        self.wal_written.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_wal_full(&self, full: bool) {
+        self.wal_full.store(full, Ordering::Relaxed);
+    }
+
+    /// Whether the quota is exceeded, or the disk nearly full. Returns what it was.
+    pub fn set_low_space(&self, low: bool) -> bool {
+        self.low_space.swap(low, Ordering::Relaxed)
+    }
+
+    /// Whether writes that take space are refused.
+    pub fn no_space(&self) -> bool {
+        self.wal_full.load(Ordering::Relaxed) || self.low_space.load(Ordering::Relaxed)
+    }
+}

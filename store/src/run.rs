@@ -1,0 +1,212 @@
+//! The life of the process: listen, serve, and drain when asked to stop or when the node cannot go on.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keelson_component_base::metrics::Registry;
+use keelson_component_base::shutdown;
+use keelson_proto::etcd::etcdserverpb::Member;
+use keelson_proto::etcd::storepb::command::Operation;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, ConfigError, Url};
+use crate::env::Env;
+use crate::grpc::Server;
+use crate::node::{Event, Stopped};
+use crate::serve::{Listener, ServeError, Services};
+use crate::start::{self, Running, StartError};
+use crate::transport::PeerService;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot start the async runtime")]
+    Runtime(#[source] io::Error),
+    #[error("invalid configuration")]
+    Config(#[from] ConfigError),
+    #[error("cannot serve")]
+    Serve(#[from] ServeError),
+    #[error("cannot start")]
+    Start(#[from] StartError),
+    #[error("stopped")]
+    Node(#[from] Stopped),
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// Bytes that have to be free on the disk for writes to be accepted.
+const RESERVE: u64 = 64 << 20;
+const SPACE_CHECK: Duration = Duration::from_secs(2);
+/// How long a leader that stops waits for another one to take over.
+const HANDOVER: Duration = Duration::from_secs(1);
+
+/// Runs a member until a signal, or until it cannot go on.
+///
+/// # Errors
+/// Why it did not start, or had to stop.
+pub async fn run(config: &Config) -> Result<(), RunError> {
+    config.check()?;
+    let signalled = shutdown::signalled().map_err(RunError::Signals)?;
+    // Ports first: one that is taken is known before anything is touched.
+    let (clients, peers) = (config.client_tls()?, config.peer_tls()?);
+    let mut client_listeners = Vec::new();
+    for url in &config.listen_client_urls {
+        client_listeners.push(Listener::bind(url, clients.as_ref()).await?);
+    }
+    let mut peer_listeners = Vec::new();
+    for url in &config.listen_peer_urls {
+        peer_listeners.push(Listener::bind(url, peers.as_ref()).await?);
+    }
+    let mut metrics_listeners = Vec::new();
+    for url in &config.listen_metrics_urls {
+        metrics_listeners.push(Listener::bind(url, clients.as_ref()).await?);
+    }
+
+    let env = Env::real();
+    let registry = Registry::new();
+    registry.build_info("etcd_server_version", &[("server_version", crate::grpc::ETCD_VERSION)]);
+    let stopping = CancellationToken::new();
+    let Running { server, snapshots, events, epoch, node, wal, tree, lock } =
+        tokio::task::block_in_place(|| start::start(config, &env, &registry, stopping.clone()))?;
+    let values = server.state.store.values.clone();
+
+    let (stop_serving, serving) = (CancellationToken::new(), TaskTracker::new());
+    let service = Services::clients(&server, &registry);
+    for listener in client_listeners {
+        tracing::info!(url = %listener.url, "serving clients");
+        serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
+    }
+    let service = Services::peers(PeerService::new(server.clone(), snapshots, epoch));
+    for listener in peer_listeners {
+        tracing::info!(url = %listener.url, "serving peers");
+        serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
+    }
+    let service = Services::metrics(&server, &registry);
+    for listener in metrics_listeners {
+        tracing::info!(url = %listener.url, "serving metrics and health");
+        serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
+    }
+    serving.close();
+    let background = TaskTracker::new();
+    background.spawn(publish(server.clone(), config.clone(), stopping.clone()));
+    background.spawn(watch_space(server.clone(), config.data_directory(), env, stopping.clone()));
+
+    let (ended, mut node_ended) = oneshot::channel();
+    std::thread::spawn(move || {
+        let result = node.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // Nobody waits any more once the process drains.
+        let _ = ended.send(result);
+    });
+    let failed = tokio::select! {
+        () = signalled.cancelled() => None,
+        result = &mut node_ended => Some(result.unwrap_or(Ok(()))),
+    };
+    if failed.is_none() {
+        hand_over(&server).await;
+    }
+    stopping.cancel();
+    stop_serving.cancel();
+    serving.wait().await;
+    let result = match failed {
+        Some(result) => result,
+        None => {
+            // The node ends its threads; it may have ended by itself.
+            let _ = events.send(Event::Stop);
+            node_ended.await.unwrap_or(Ok(()))
+        }
+    };
+    background.close();
+    background.wait().await;
+    values.close();
+    tokio::task::block_in_place(|| {
+        // After a failure a thread may hang on the disk; what it would write is in the log, or was never acknowledged.
+        if result.is_ok() {
+            let _ = wal.join();
+            let _ = tree.join();
+        }
+    });
+    drop(lock);
+    tracing::info!("stopped");
+    Ok(result?)
+}
+
+/// A leader that stops lets another one take over first, so that writes go on at once.
+async fn hand_over(server: &Arc<Server>) {
+    if !server.shared.is_leader() {
+        return;
+    }
+    let others: Vec<u64> =
+        server.state.members.read().keys().copied().filter(|id| *id != server.member).collect();
+    let mut leader = server.shared.watch_leader();
+    for to in others {
+        if server.events.send(Event::MoveLeader { to }).is_err() {
+            return;
+        }
+        let moved = leader.wait_for(|leader| *leader != server.member && *leader != 0);
+        if let Ok(Ok(leader)) = tokio::time::timeout(HANDOVER, moved).await {
+            tracing::info!(leader = format!("{:x}", *leader), "handed over");
+            return;
+        }
+    }
+}
+
+/// Tells the other members this one's name and clients' URLs, until it is known.
+async fn publish(server: Arc<Server>, config: Config, stopping: CancellationToken) {
+    let client_urls: Vec<String> = config.advertised_client_urls().iter().map(Url::to_string).collect();
+    let publish = async {
+        loop {
+            let known = server.state.members.read().get(&server.member).cloned();
+            match known {
+                Some(known) if known.name == config.name && known.client_urls == client_urls => return,
+                _ => {}
+            }
+            let member = Member {
+                id: server.member,
+                name: config.name.clone(),
+                client_urls: client_urls.clone(),
+                ..Member::default()
+            };
+            if let Err(error) = server.propose(Operation::Publish(member)).await {
+                tracing::warn!(error = error.message(), "cannot publish this member's client URLs yet");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = publish => tracing::info!("published this member's client URLs"),
+    }
+}
+
+/// Refuses writes while the quota is exceeded or the disk nearly full, and accepts them again by itself.
+async fn watch_space(
+    server: Arc<Server>,
+    directory: std::path::PathBuf,
+    env: Env,
+    stopping: CancellationToken,
+) {
+    loop {
+        let size = server.state.store.values.backend().size();
+        // An error is not taken for a full disk.
+        let available = env.disk.available(&directory).unwrap_or(u64::MAX);
+        let low = size > server.limits.quota || available < RESERVE;
+        if server.shared.set_low_space(low) != low {
+            if low {
+                tracing::error!(
+                    size,
+                    quota = server.limits.quota,
+                    available,
+                    "no space: writes are refused; compact, raise --quota-backend-bytes or free disk space"
+                );
+            } else {
+                tracing::info!(size, available, "there is space again: writes are accepted");
+            }
+        }
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(SPACE_CHECK) => {}
+        }
+    }
+}

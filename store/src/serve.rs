@@ -1,0 +1,283 @@
+//! The listeners: gRPC for clients and for peers, and what people ask over plain HTTP (`/health`, `/metrics`,
+//! `/version`), on the same ports as in etcd.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use keelson_component_base::metrics::{CONTENT_TYPE, Registry};
+use keelson_component_base::tls::{ServerTls, TlsError};
+use keelson_proto::etcd::etcdserverpb::cluster_server::ClusterServer;
+use keelson_proto::etcd::etcdserverpb::kv_server::KvServer;
+use keelson_proto::etcd::etcdserverpb::lease_server::LeaseServer;
+use keelson_proto::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
+use keelson_proto::etcd::etcdserverpb::watch_server::WatchServer;
+use keelson_proto::peer::peer_server::PeerServer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tower::Service as _;
+
+use crate::config::Url;
+use crate::grpc::{ETCD_VERSION, Server, Service};
+use crate::transport::PeerService;
+
+/// How much larger than a client's request its gRPC message may be.
+const OVERHEAD: usize = 512 << 10;
+const PEER_MESSAGE: usize = 128 << 20;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long connections may take to end.
+const DRAIN: Duration = Duration::from_secs(3);
+const HEALTH: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {0}")]
+    Listen(Url, #[source] io::Error),
+    #[error("{0}")]
+    Address(String),
+    #[error("cannot use the certificates for {0}")]
+    Tls(Url, #[source] TlsError),
+}
+
+/// What a listener serves.
+#[derive(Clone)]
+pub enum Services {
+    Clients(Clients),
+    Peers(PeerServer<PeerService>),
+    Metrics(Plain),
+}
+
+#[derive(Clone)]
+pub struct Clients {
+    kv: KvServer<Server>,
+    watch: WatchServer<Service>,
+    lease: LeaseServer<Service>,
+    cluster: ClusterServer<Server>,
+    maintenance: MaintenanceServer<Server>,
+    plain: Plain,
+}
+
+/// What is served without gRPC.
+#[derive(Clone)]
+pub struct Plain {
+    server: Arc<Server>,
+    registry: Registry,
+}
+
+impl Services {
+    pub fn clients(server: &Arc<Server>, registry: &Registry) -> Self {
+        let limit = server.limits.request_bytes + OVERHEAD;
+        let service = Service(server.clone());
+        Self::Clients(Clients {
+            kv: KvServer::from_arc(server.clone()).max_decoding_message_size(limit),
+            watch: WatchServer::new(service.clone()).max_decoding_message_size(limit),
+            lease: LeaseServer::new(service).max_decoding_message_size(limit),
+            cluster: ClusterServer::from_arc(server.clone()).max_decoding_message_size(limit),
+            maintenance: MaintenanceServer::from_arc(server.clone()).max_decoding_message_size(limit),
+            plain: Plain { server: server.clone(), registry: registry.clone() },
+        })
+    }
+
+    pub fn peers(service: PeerService) -> Self {
+        Self::Peers(PeerServer::new(service).max_decoding_message_size(PEER_MESSAGE))
+    }
+
+    pub fn metrics(server: &Arc<Server>, registry: &Registry) -> Self {
+        Self::Metrics(Plain { server: server.clone(), registry: registry.clone() })
+    }
+
+    async fn call(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        match self {
+            Services::Clients(mut clients) => match service {
+                "etcdserverpb.KV" => clients.kv.call(request).await,
+                "etcdserverpb.Watch" => clients.watch.call(request).await,
+                "etcdserverpb.Lease" => clients.lease.call(request).await,
+                "etcdserverpb.Cluster" => clients.cluster.call(request).await,
+                "etcdserverpb.Maintenance" => clients.maintenance.call(request).await,
+                _ => Ok(clients.plain.call(&request).await),
+            },
+            Services::Peers(mut peers) => match service {
+                "keelson.peer.Peer" => peers.call(request).await,
+                _ => Ok(unknown(&request)),
+            },
+            Services::Metrics(plain) => Ok(plain.call(&request).await),
+        }
+    }
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let content = request.headers().get(header::CONTENT_TYPE);
+    content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn unknown(request: &Request<Incoming>) -> Response<Body> {
+    if is_grpc(request) {
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        return tonic::Status::unimplemented(format!("unknown service {service}")).into_http();
+    }
+    answer(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned())
+}
+
+fn answer(status: StatusCode, content: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content));
+    response
+}
+
+impl Plain {
+    async fn call(&self, request: &Request<Incoming>) -> Response<Body> {
+        const JSON: &str = "application/json";
+        if request.method() != Method::GET {
+            return unknown(request);
+        }
+        match request.uri().path() {
+            "/metrics" => answer(StatusCode::OK, CONTENT_TYPE, self.registry.encode()),
+            "/version" => {
+                let version =
+                    serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": cluster_version() });
+                answer(StatusCode::OK, JSON, version.to_string())
+            }
+            "/health" | "/livez" | "/readyz" => {
+                let serializable =
+                    request.uri().query().is_some_and(|query| query.contains("serializable=true"))
+                        || request.uri().path() == "/livez";
+                let reason = self.ill(serializable).await;
+                let status = if reason.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let health = serde_json::json!({ "health": reason.is_empty().to_string(), "reason": reason });
+                answer(status, JSON, health.to_string())
+            }
+            _ => unknown(request),
+        }
+    }
+
+    /// Why this member is not healthy; empty if it is.
+    async fn ill(&self, serializable: bool) -> String {
+        if serializable {
+            return String::new();
+        }
+        if self.server.shared.no_space() {
+            return "ALARM NOSPACE".to_owned();
+        }
+        if self.server.shared.leader() == 0 {
+            return "RAFT NO LEADER".to_owned();
+        }
+        match tokio::time::timeout(HEALTH, self.server.read_barrier()).await {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(status)) => format!("QGET ERROR:{}", status.message()),
+            Err(_) => "QGET ERROR:timeout".to_owned(),
+        }
+    }
+}
+
+fn cluster_version() -> String {
+    let mut parts = ETCD_VERSION.split('.');
+    format!("{}.{}.0", parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+}
+
+/// A port that is open, and not served yet.
+pub struct Listener {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    pub url: Url,
+}
+
+impl Listener {
+    /// # Errors
+    /// A port that is taken, an address that is not this machine's, certificates that cannot be used.
+    pub async fn bind(url: &Url, tls: Option<&ServerTls>) -> Result<Self, ServeError> {
+        let address: SocketAddr = url.listen_address().map_err(ServeError::Address)?;
+        let tls = match tls.filter(|_| url.secure) {
+            Some(tls) => {
+                let config = tls
+                    .server_config(&[b"h2", b"http/1.1"])
+                    .map_err(|error| ServeError::Tls(url.clone(), error))?;
+                Some(TlsAcceptor::from(config))
+            }
+            None => None,
+        };
+        let listener =
+            TcpListener::bind(address).await.map_err(|error| ServeError::Listen(url.clone(), error))?;
+        Ok(Self { listener, tls, url: url.clone() })
+    }
+
+    /// Serves until cancelled, then lets requests in flight end.
+    pub async fn serve(self, services: Services, cancel: CancellationToken) {
+        let connections = TaskTracker::new();
+        loop {
+            let stream = tokio::select! {
+                () = cancel.cancelled() => break,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of file descriptors, most likely: others will close theirs.
+                        tracing::warn!(%error, url = %self.url, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            connections.spawn(connection(stream, self.tls.clone(), services.clone(), cancel.clone()));
+        }
+        drop(self.listener);
+        connections.close();
+        let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    services: Services,
+    cancel: CancellationToken,
+) {
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => http(TokioIo::new(stream), services, cancel).await,
+        Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+            Ok(Ok(stream)) => http(TokioIo::new(stream), services, cancel).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        },
+    }
+}
+
+async fn http<I>(io: I, services: Services, cancel: CancellationToken)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(None)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10));
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
+    let service = hyper::service::service_fn(move |request| services.clone().call(request));
+    let connection = builder.serve_connection(io, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = cancel.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection broke");
+    }
+}

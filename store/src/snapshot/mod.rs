@@ -1,0 +1,222 @@
+//! Snapshots: a manifest and immutable, checksummed files of revision ranges, all fsynced, which the log is cut behind.
+//!
+//! A new snapshot writes only the revisions that are new and names the older files again; when those hold too much
+//! that compaction removed, everything is written afresh. A manifest appears under its name only when all it names is
+//! durable. Snapshots and physical compactions are made by one thread, in the order in which they were applied, so no
+//! revision that a snapshot needs is removed under it.
+
+mod file;
+mod keeper;
+mod transfer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut};
+use keelson_proto::etcd::storepb::{Manifest, Metadata, RevisionFile};
+use prost::Message;
+
+pub use keeper::{Job, Keeper, Report, Send, Taken, spawn};
+pub use transfer::{Outgoing, Receiver};
+
+use crate::apply::metadata_changes;
+use crate::env::{self, Disk};
+use crate::mvcc::{APPLIED_KEY, Backend, BackendError, Change, Store, encode_applied};
+
+const MANIFEST: &str = ".manifest";
+const FILE: &str = ".revisions";
+const TEMPORARY: &str = ".tmp";
+/// A file that a peer is still sending.
+const PART: &str = ".part";
+const MAGIC: &[u8] = b"KSNAPMF1";
+/// A snapshot of more files than this is written afresh.
+const MAX_FILES: usize = 16;
+/// Garbage that is always tolerated.
+const SLACK: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("cannot read or write a snapshot")]
+    Io(#[from] io::Error),
+    #[error(
+        "snapshot is damaged: {0}: restore this member from another, or remove its data directory and let it join again"
+    )]
+    Damaged(String),
+    #[error("snapshot is of cluster {0:x}")]
+    Foreign(u64),
+    #[error("cannot read values for the snapshot")]
+    Backend(#[from] BackendError),
+    #[error("the snapshot that a peer sends is malformed: {0}")]
+    Malformed(&'static str),
+}
+
+pub struct Snapshots {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    latest: Option<Manifest>,
+}
+
+/// The (index, term) that a manifest stands at.
+pub fn position(manifest: &Manifest) -> (u64, u64) {
+    manifest.metadata.as_ref().map_or((0, 0), |metadata| (metadata.applied_index, metadata.applied_term))
+}
+
+fn through(manifest: &Manifest) -> i64 {
+    manifest.metadata.as_ref().map_or(0, |metadata| metadata.revision)
+}
+
+impl Snapshots {
+    /// Finds the newest snapshot and removes what is left of others.
+    ///
+    /// # Errors
+    /// A manifest that is damaged, another cluster's, and the disk's.
+    pub fn open(disk: Arc<dyn Disk>, directory: &Path, cluster: u64) -> Result<Self, SnapshotError> {
+        disk.create_dir(directory)?;
+        let mut names = disk.list(directory)?;
+        for part in names.iter().filter(|name| name.ends_with(PART)) {
+            disk.remove(&directory.join(part))?;
+        }
+        names.retain(|name| name.ends_with(MANIFEST));
+        let latest = match names.last() {
+            Some(name) => Some(read_manifest(&*disk, &directory.join(name))?),
+            None => None,
+        };
+        if let Some(manifest) = latest.as_ref().filter(|manifest| manifest.cluster_id != cluster) {
+            return Err(SnapshotError::Foreign(manifest.cluster_id));
+        }
+        let snapshots = Self { disk, directory: directory.to_owned(), latest };
+        snapshots.remove_unused()?;
+        Ok(snapshots)
+    }
+
+    pub fn latest(&self) -> Option<&Manifest> {
+        self.latest.as_ref()
+    }
+
+    /// Makes a snapshot of the state whose metadata this is; the store may have gone on since.
+    ///
+    /// # Errors
+    /// The tree's and the disk's; the snapshot before it remains.
+    pub fn take(
+        &mut self,
+        store: &Store,
+        metadata: Metadata,
+        voters: Vec<u64>,
+        cluster: u64,
+    ) -> Result<&Manifest, SnapshotError> {
+        let (index, revision) = (metadata.applied_index, metadata.revision);
+        let mut files = self.latest.as_ref().map(|latest| latest.files.clone()).unwrap_or_default();
+        let held: u64 = files.iter().map(|file| file.length).sum();
+        if files.len() >= MAX_FILES || held > 2 * store.in_use() + SLACK {
+            files.clear();
+        }
+        let after = match files.is_empty() {
+            true => 0,
+            false => self.latest.as_ref().map_or(0, through),
+        };
+        if revision > after {
+            let name = format!("{index:016x}-{after:x}-{revision:x}{FILE}");
+            fail::fail_point!("snapshot_before_file");
+            let mut writer = file::Writer::create(&*self.disk, &self.directory.join(&name))?;
+            let mut error = None;
+            store.values.scan(after + 1, revision, &mut |at, record| {
+                error = writer.push(at, &record).err();
+                error.is_none()
+            })?;
+            if let Some(error) = error {
+                return Err(error.into());
+            }
+            let (length, crc32) = writer.finish()?;
+            files.push(RevisionFile { name, after, through: revision, length, crc32 });
+        }
+        self.adopt(Manifest {
+            metadata: Some(metadata),
+            cluster_id: cluster,
+            voters,
+            learners: Vec::new(),
+            files,
+        })?;
+        self.latest.as_ref().ok_or(SnapshotError::Malformed("no manifest"))
+    }
+
+    /// Makes a manifest, whose files are durable under their names, the latest one.
+    fn adopt(&mut self, manifest: Manifest) -> Result<(), SnapshotError> {
+        let (index, _) = position(&manifest);
+        let mut bytes = MAGIC.to_vec();
+        let body = manifest.encode_to_vec();
+        bytes.put_u32_le(crc32fast::hash(&body));
+        bytes.extend(body);
+        let temporary = self.directory.join(format!("manifest{TEMPORARY}"));
+        let file = self.disk.create(&temporary)?;
+        file.write_at(&bytes, 0)?;
+        file.sync()?;
+        fail::fail_point!("snapshot_before_rename");
+        self.disk.rename(&temporary, &self.directory.join(format!("{index:016x}{MANIFEST}")))?;
+        self.disk.sync_dir(&self.directory)?;
+        fail::fail_point!("snapshot_after_rename");
+        self.latest = Some(manifest);
+        self.remove_unused()
+    }
+
+    fn remove_unused(&self) -> Result<(), SnapshotError> {
+        let current = self.latest.as_ref().map(|manifest| format!("{:016x}{MANIFEST}", position(manifest).0));
+        for name in self.disk.list(&self.directory)? {
+            let files = self.latest.iter().flat_map(|manifest| &manifest.files);
+            let used = Some(&name) == current.as_ref() || files.into_iter().any(|file| file.name == name);
+            let ours = [MANIFEST, FILE, TEMPORARY].iter().any(|suffix| name.ends_with(suffix));
+            if ours && !used {
+                self.disk.remove(&self.directory.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills an empty tree with what the latest snapshot holds. The applied index comes last: a tree without one is
+    /// known to be unfinished.
+    ///
+    /// # Errors
+    /// A damaged file, and the tree's.
+    pub fn restore(&self, backend: &dyn Backend) -> Result<(), SnapshotError> {
+        let Some(manifest) = &self.latest else { return Ok(()) };
+        let mut batch: Vec<Change> = Vec::new();
+        let mut bytes = 0;
+        for file in &manifest.files {
+            let path = self.directory.join(&file.name);
+            file::read(&*self.disk, &path, (file.length, file.crc32), &mut |revision, record| {
+                record.encode(revision, |key, value| {
+                    bytes += key.len() + value.len();
+                    batch.push((key.to_vec(), Some(value)));
+                });
+                if bytes > 1 << 20 {
+                    bytes = 0;
+                    backend.write(std::mem::take(&mut batch)).map_err(io::Error::other)?;
+                }
+                Ok(())
+            })
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => SnapshotError::Damaged(error.to_string()),
+                _ => SnapshotError::Io(error),
+            })?;
+        }
+        if let Some(metadata) = &manifest.metadata {
+            batch.extend(metadata_changes(metadata));
+        }
+        let (index, term) = position(manifest);
+        batch.push((APPLIED_KEY.to_vec(), Some(encode_applied(index, term))));
+        Ok(backend.write(batch)?)
+    }
+}
+
+fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<Manifest, SnapshotError> {
+    let bytes = env::read(disk, path)?;
+    let damaged = || SnapshotError::Damaged(path.display().to_string());
+    let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(damaged)?;
+    if rest.len() < 4 || rest.get_u32_le() != crc32fast::hash(rest) {
+        return Err(damaged());
+    }
+    Manifest::decode(rest).map_err(|_| damaged())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+use std::ops::ControlFlow;
+
+use keelson_proto::etcd::etcdserverpb::PutRequest;
+
+use super::*;
+use crate::env::RealDisk;
+use crate::lease::Leases;
+use crate::mvcc::{Index, MemoryBackend, Values, load};
+
+fn store() -> Store {
+    let values = Values::new(Arc::new(MemoryBackend::default()), 0);
+    Store::new(Index::new(), values, 0)
+}
+
+fn put(store: &Store, key: &str, value: &str) {
+    let request =
+        PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
+    let mut txn = store.write();
+    txn.put(&request, &mut Leases::default()).unwrap();
+    txn.commit();
+}
+
+fn metadata(store: &Store, index: u64) -> Metadata {
+    Metadata {
+        applied_index: index,
+        applied_term: 3,
+        revision: store.revision(),
+        compact_revision: store.compacted(),
+        ..Metadata::default()
+    }
+}
+
+fn open(directory: &Path) -> Result<Snapshots, SnapshotError> {
+    Snapshots::open(Arc::new(RealDisk), directory, 9)
+}
+
+fn restored_hash(snapshots: &Snapshots) -> (u32, i64, (u64, u64)) {
+    let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::default());
+    snapshots.restore(&*backend).unwrap();
+    let loaded = load(&backend).unwrap();
+    let (applied, revision) = (loaded.applied, loaded.index.revision);
+    let store = Store::new(loaded.index, Values::new(backend, applied.0), loaded.in_use);
+    (store.hash(0).unwrap().0, revision, applied)
+}
+
+#[test]
+fn a_second_snapshot_writes_only_what_is_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store();
+    let mut snapshots = open(directory.path()).unwrap();
+    put(&store, "a", "1");
+    snapshots.take(&store, metadata(&store, 10), vec![1], 9).unwrap();
+    put(&store, "b", &"2".repeat(10_000));
+    put(&store, "a", "3");
+    let files = snapshots.take(&store, metadata(&store, 20), vec![1], 9).unwrap().files.clone();
+    let ranges: Vec<_> = files.iter().map(|file| (file.after, file.through)).collect();
+    assert_eq!(ranges, [(0, 2), (2, 4)]);
+    let reopened = open(directory.path()).unwrap();
+    assert_eq!(restored_hash(&reopened), (store.hash(0).unwrap().0, 4, (20, 3)));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3, "one manifest, two files");
+}
+
+#[test]
+fn a_transferred_snapshot_is_the_same() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = store();
+    let mut snapshots = open(from.path()).unwrap();
+    for index in 1..5 {
+        put(&store, &format!("k{index}"), &"v".repeat(100_000 * index));
+        snapshots.take(&store, metadata(&store, index as u64), vec![1], 9).unwrap();
+    }
+    let mut outgoing = Outgoing::open(&snapshots).unwrap();
+    let mut target = open(to.path()).unwrap();
+    let mut receiver = Receiver::new(&target, 1);
+    while let Some(piece) = outgoing.next().unwrap() {
+        // Pieces need not arrive as they were cut.
+        for byte in piece.chunks(70_000) {
+            receiver.push(Bytes::copy_from_slice(byte)).unwrap();
+        }
+    }
+    assert_eq!(receiver.finish(&mut target, 9).unwrap(), (4, 3));
+    assert_eq!(restored_hash(&open(to.path()).unwrap()), restored_hash(&snapshots));
+}
+
+use bytes::Bytes;
+
+/// Every byte of manifest and files is guarded.
+#[test]
+fn damage_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store();
+    put(&store, "a", "1");
+    open(directory.path()).unwrap().take(&store, metadata(&store, 10), vec![1], 9).unwrap();
+    let paths: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(paths.len(), 2);
+    for path in paths {
+        let whole = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let result =
+                open(directory.path()).and_then(|snapshots| snapshots.restore(&MemoryBackend::default()));
+            if result.is_ok() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            assert!(refused(&damaged).is_continue(), "{} byte {at}", path.display());
+            assert!(refused(&whole[..at]).is_continue(), "{} cut to {at}", path.display());
+        }
+        std::fs::write(&path, &whole).unwrap();
+    }
+}
+
+#[test]
+fn a_peers_bytes_never_panic() {
+    let directory = tempfile::tempdir().unwrap();
+    let snapshots = open(directory.path()).unwrap();
+    let mut runner = proptest::test_runner::TestRunner::default();
+    let pieces = proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..64), 0..4);
+    runner
+        .run(&pieces, |pieces| {
+            let mut receiver = Receiver::new(&snapshots, 1);
+            let whole = pieces.into_iter().try_for_each(|piece| receiver.push(piece.into()));
+            let mut target = open(directory.path()).unwrap();
+            assert!(whole.is_err() || receiver.finish(&mut target, 9).is_err());
+            Ok(())
+        })
+        .unwrap();
+}

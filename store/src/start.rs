@@ -1,0 +1,393 @@
+//! Bringing a member up: snapshot, tree and log are read and made to agree, then its threads and listeners start.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use keelson_component_base::metrics::Registry;
+use keelson_proto::etcd::etcdserverpb::Member;
+use keelson_raft::{ConfState, Group, Initial};
+use parking_lot::Mutex;
+
+use crate::apply::State;
+use crate::config::{Config, InitialMember, Url};
+use crate::env::{Disk, Env};
+use crate::grpc::{self, Limits, Server};
+use crate::metrics::{Metrics, StateCollector, WalObserver};
+use crate::mvcc::{Backend, BackendError, Loaded, SledBackend, Store, Values, load};
+use crate::node::{Chain, Event, Node, Parts, Shared, Stopped};
+use crate::snapshot::{self, SnapshotError, Snapshots};
+use crate::transport::{PeerNetwork, Peers, PeersConfig};
+use crate::wal::{self, Identity, Recovered, Wal, WalError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("data directory {} cannot be used", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
+    #[error("data directory {} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    #[error("cannot open the write-ahead log")]
+    Wal(#[from] WalError),
+    #[error(
+        "the write-ahead log begins at {first}, behind the snapshot at {snapshot}: entries between are missing. Restore this member from another, or remove its data directory and let it join again"
+    )]
+    Gap { first: u64, snapshot: u64 },
+    #[error("cannot open the snapshot")]
+    Snapshot(#[from] SnapshotError),
+    #[error("cannot build the tree of values")]
+    Tree(#[from] BackendError),
+    #[error("consensus refuses the state on disk")]
+    Raft(#[from] keelson_raft::Error),
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Directories of trees: while one is in use, another can be built beside it.
+#[derive(Clone)]
+struct Trees {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+}
+
+const TREE: &str = "tree-";
+
+impl Trees {
+    fn numbers(&self) -> io::Result<Vec<u64>> {
+        let names = self.disk.list(&self.directory)?;
+        let mut numbers: Vec<u64> =
+            names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{TREE}{number}"))
+    }
+
+    /// The newest tree that is whole and at or behind `from`, which the log reaches back to.
+    fn open(&self, from: u64) -> Result<Option<(Arc<dyn Backend>, Loaded)>, StartError> {
+        let numbers = self.numbers().map_err(|error| StartError::Directory(self.directory.clone(), error))?;
+        for number in numbers.into_iter().rev() {
+            let path = self.path(number);
+            let opened = SledBackend::open(&path).and_then(|backend| {
+                let backend: Arc<dyn Backend> = Arc::new(backend);
+                Ok((load(&backend)?, backend))
+            });
+            match opened {
+                Ok((loaded, backend)) if loaded.applied.0 >= from => {
+                    self.remove_but(number);
+                    return Ok(Some((backend, loaded)));
+                }
+                Ok((loaded, _)) => tracing::warn!(
+                    applied = loaded.applied.0,
+                    needed = from,
+                    "the tree of values is unfinished or older than the snapshot: it is built anew"
+                ),
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "the tree of values is damaged: it is built anew");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A fresh tree, filled from the snapshot.
+    fn build(&self, snapshots: &Snapshots) -> Result<(Arc<dyn Backend>, Loaded, u64), SnapshotError> {
+        let number = self.numbers()?.last().map_or(1, |last| last + 1);
+        let backend: Arc<dyn Backend> = Arc::new(SledBackend::open(&self.path(number))?);
+        snapshots.restore(&*backend)?;
+        let loaded = load(&backend)?;
+        Ok((backend, loaded, number))
+    }
+
+    fn remove_but(&self, keep: u64) {
+        let numbers = self.numbers().unwrap_or_default();
+        for number in numbers.into_iter().filter(|number| *number != keep) {
+            if let Err(error) = self.disk.remove_dir(&self.path(number)) {
+                tracing::warn!(%error, "cannot remove an old tree of values");
+            }
+        }
+    }
+}
+
+/// What the disk says.
+struct Disks {
+    snapshots: Snapshots,
+    trees: Trees,
+    backend: Arc<dyn Backend>,
+    loaded: Loaded,
+    wal: Wal,
+    recovered: Recovered,
+}
+
+fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartError> {
+    let member = directory.join("member");
+    let snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
+    let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
+    let trees = Trees { disk: env.disk.clone(), directory: member.join("tree") };
+    env.disk
+        .create_dir(&trees.directory)
+        .map_err(|error| StartError::Directory(trees.directory.clone(), error))?;
+    let wal_directory = member.join("wal");
+    let open_wal = |floor| Wal::open(env.disk.clone(), &wal_directory, identity, floor, env.seed);
+    let build = |trees: &Trees| -> Result<_, StartError> {
+        let (backend, loaded, number) = trees.build(&snapshots)?;
+        trees.remove_but(number);
+        Ok((backend, loaded))
+    };
+    let (mut backend, mut loaded) = match trees.open(index)? {
+        Some(found) => found,
+        None => build(&trees)?,
+    };
+    let (mut wal, mut recovered) = open_wal(loaded.applied.0)?;
+    if loaded.applied.0 > recovered.last_index().max(index) {
+        tracing::warn!(
+            applied = loaded.applied.0,
+            log = recovered.last_index(),
+            "the tree of values is ahead of the log: it is built anew"
+        );
+        drop(backend);
+        (backend, loaded) = build(&trees)?;
+        drop(wal);
+        (wal, recovered) = open_wal(loaded.applied.0)?;
+    }
+    if recovered.torn > 0 {
+        tracing::info!(bytes = recovered.torn, "cut off the write that was under way when the process ended");
+    }
+    // A snapshot of a peer may be newer than anything in the log.
+    let (applied, applied_term) = loaded.applied;
+    if recovered.before.0 > applied {
+        return Err(StartError::Gap { first: recovered.before.0 + 1, snapshot: index });
+    }
+    if recovered.last_index() < applied || (recovered.entries.is_empty() && recovered.before.0 < applied) {
+        recovered.cut(index, term);
+        wal.append(None, Some((index, term)), &[]);
+        wal.commit()?;
+    }
+    recovered.cut(applied, applied_term);
+    Ok(Disks { snapshots, trees, backend, loaded, wal, recovered })
+}
+
+/// A member that is up.
+pub struct Running {
+    pub server: Arc<Server>,
+    pub snapshots: Arc<Mutex<Snapshots>>,
+    pub events: Sender<Event>,
+    pub epoch: u64,
+    /// Ends with why the member cannot go on, if it did not just stop.
+    pub node: std::thread::JoinHandle<Result<(), Stopped>>,
+    pub wal: std::thread::JoinHandle<()>,
+    pub tree: std::thread::JoinHandle<()>,
+    /// While it is held, no other process uses the data.
+    pub lock: fs::File,
+}
+
+fn lock(directory: &Path) -> Result<fs::File, StartError> {
+    let refused = |error| StartError::Directory(directory.to_owned(), error);
+    let file = fs::File::create(directory.join("lock")).map_err(refused)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::InUse(directory.to_owned())),
+        Err(fs::TryLockError::Error(error)) => Err(refused(error)),
+    }
+}
+
+/// Ticks in a heartbeat interval: the finer, the less often elections tie.
+const TICKS: u64 = 2;
+
+/// Starts a member. Must be called inside the runtime.
+///
+/// # Errors
+/// Anything on disk that cannot be used; nothing was started then.
+pub fn start(
+    config: &Config,
+    env: &Env,
+    registry: &Registry,
+    stopping: tokio_util::sync::CancellationToken,
+) -> Result<Running, StartError> {
+    let directory = config.data_directory();
+    env.disk.create_dir(&directory).map_err(|error| StartError::Directory(directory.clone(), error))?;
+    let lock = lock(&directory)?;
+    let (member, members) = config.members().map_err(|error| {
+        StartError::Directory(directory.clone(), io::Error::new(io::ErrorKind::InvalidInput, error))
+    })?;
+    let cluster = Config::cluster_id(&members);
+    tracing::info!(
+        name = config.name,
+        member = format!("{member:x}"),
+        cluster = format!("{cluster:x}"),
+        data = %directory.display(),
+        "starting"
+    );
+    let Disks { snapshots, trees, backend, loaded, wal, recovered } =
+        open(env, &directory, Identity { cluster, member })?;
+    let voters = match snapshots.latest() {
+        Some(manifest) if !manifest.voters.is_empty() => manifest.voters.clone(),
+        _ => members.iter().map(|member| member.id).collect(),
+    };
+    let (applied, applied_term) = loaded.applied;
+    let registry_of_members = initial_members(&members);
+    let values = Values::new(backend, applied);
+    let store = Store::new(loaded.index, values.clone(), loaded.in_use);
+    let state = State::new(store, loaded.leases, registry_of_members, applied)?;
+    let initial = initial(recovered, voters, applied);
+    tracing::info!(
+        applied,
+        entries = initial.entries.len(),
+        revision = state.store.revision(),
+        keys = state.store.key_count(),
+        "read the state"
+    );
+
+    let (events, receiver) = channel();
+    let shared = Arc::new(Shared::default());
+    let metrics = Metrics::new(registry);
+    let collector = StateCollector { state: state.clone(), shared: shared.clone(), quota: config.quota() };
+    registry.collector(Box::new(collector));
+    let tree = {
+        let (measured, room, failed) = (metrics.clone(), events.clone(), events.clone());
+        // The node may be gone: then nobody needs to know.
+        values
+            .spawn(
+                move |took| measured.backend_commit.observe(took.as_secs_f64()),
+                move || drop(room.send(Event::TreeDrained)),
+                move |error| drop(failed.send(Event::TreeFailed(error))),
+            )
+            .map_err(StartError::Thread)?
+    };
+    let observer = WalObserver { metrics: metrics.clone(), shared: shared.clone() };
+    let wal_events = events.clone();
+    let report = move |report| drop(wal_events.send(Event::Wal(report)));
+    let (wal, wal_thread) = wal::spawn(wal, observer, report).map_err(StartError::Thread)?;
+    let snapshots = Arc::new(Mutex::new(snapshots));
+    let keeper_events = events.clone();
+    let report = move |report| drop(keeper_events.send(Event::Keeper(report)));
+    let (keeper, _) =
+        snapshot::spawn(snapshots.clone(), state.clone(), cluster, report).map_err(StartError::Thread)?;
+    if state.store.compacted() > 0 {
+        // What an earlier life compacted and may not have removed.
+        keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
+    }
+    let peers = Peers::start(peers_config(config, cluster, member, &members), events.clone(), &metrics);
+
+    let tick = Duration::from_millis(config.heartbeat_interval) / TICKS as u32;
+    let election_ticks = (config.election_timeout * TICKS / config.heartbeat_interval) as usize;
+    let group_config = keelson_raft::Config {
+        id: member,
+        heartbeat_ticks: TICKS as usize,
+        election_ticks,
+        seed: env.seed,
+        max_message: 1 << 20,
+        max_uncommitted: 64 << 20,
+    };
+    let group = Group::new(&group_config, initial)?;
+    // As in etcd: five seconds, and two elections in case the leader has just been lost.
+    let request_timeout = Duration::from_secs(5) + Duration::from_millis(2 * config.election_timeout);
+    let node = Node::new(
+        Parts {
+            member,
+            cluster,
+            epoch: env.seed,
+            group,
+            state: state.clone(),
+            shared: shared.clone(),
+            wal,
+            keeper,
+            snapshots: snapshots.clone(),
+            install: Box::new(move |state, snapshots| install(&trees, state, snapshots)),
+            network: Box::new(PeerNetwork(peers.clone())),
+            clock: env.clock.clone(),
+            metrics: metrics.clone(),
+            tick,
+            request_ticks: (request_timeout.as_millis() / tick.as_millis().max(1)) as u64,
+            events: events.clone(),
+        },
+        applied_term,
+    );
+    let node = spawn_node(node, receiver).map_err(StartError::Thread)?;
+    let server = Server::new(grpc::Parts {
+        cluster,
+        member,
+        state,
+        shared,
+        metrics,
+        events: events.clone(),
+        peers,
+        limits: limits(config),
+        stopping,
+        seed: env.seed,
+    });
+    Ok(Running { server, snapshots, events, epoch: env.seed, node, wal: wal_thread, tree, lock })
+}
+
+fn spawn_node(
+    node: Node,
+    events: Receiver<Event>,
+) -> io::Result<std::thread::JoinHandle<Result<(), Stopped>>> {
+    std::thread::Builder::new().name("node".into()).spawn(move || crate::node::run(node, &events))
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        request_bytes: config.max_request_bytes,
+        txn_ops: config.max_txn_ops,
+        // As in etcd: one and a half election timeouts, in whole seconds.
+        min_lease_ttl: (config.election_timeout * 3 / 2).div_ceil(1000).cast_signed(),
+        watch_progress: config.watch_progress_notify_interval,
+        quota: config.quota(),
+    }
+}
+
+fn initial_members(members: &[InitialMember]) -> BTreeMap<u64, Member> {
+    let urls = |urls: &[Url]| urls.iter().map(Url::to_string).collect();
+    members
+        .iter()
+        .map(|member| {
+            let peer_urls = urls(&member.peer_urls);
+            let (id, name) = (member.id, member.name.clone());
+            (id, Member { id, name, peer_urls, client_urls: Vec::new(), is_learner: false })
+        })
+        .collect()
+}
+
+fn peers_config(config: &Config, cluster: u64, member: u64, members: &[InitialMember]) -> PeersConfig {
+    let others = members.iter().filter(|other| other.id != member);
+    PeersConfig {
+        cluster,
+        member,
+        members: others.map(|other| (other.id, other.peer_urls.clone())).collect(),
+        ca_file: config.peer_trusted_ca_file.clone(),
+        identity: config.peer_cert_file.clone().zip(config.peer_key_file.clone()),
+    }
+}
+
+fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
+    let last = recovered.last_index();
+    let mut hard_state = recovered.hard_state;
+    // The commit index is not made durable by itself: what was applied had been committed, and what a commit index
+    // names beyond the log was lost with it before anyone was answered.
+    hard_state.commit = hard_state.commit.max(applied).min(last);
+    let last_term = recovered.entries.last().map_or(recovered.before.1, |entry| entry.term);
+    if hard_state.term < last_term {
+        (hard_state.term, hard_state.vote) = (last_term, 0);
+    }
+    Initial {
+        hard_state,
+        conf_state: ConfState { voters, ..ConfState::default() },
+        before: recovered.before,
+        entries: recovered.entries,
+        applied,
+    }
+}
+
+/// Builds a tree from the snapshot that a peer sent and puts it in place.
+fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
+    let (backend, loaded, number) = trees.build(snapshots).map_err(Stopped::Install)?;
+    state.install(loaded, backend).map_err(Stopped::Tree)?;
+    trees.remove_but(number);
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! The other members: a stream of messages to each, snapshots beside it, and what peers ask of this one.
+//!
+//! Peers are told apart by their cluster's id; who they are is a matter of their certificates (`--peer-client-cert-auth`).
+
+mod peers;
+mod server;
+mod wire;
+
+pub use peers::{PeerNetwork, Peers, PeersConfig};
+pub use server::PeerService;
