@@ -14,6 +14,7 @@ use keelson_access::{
     status::Status as Refusal,
     user,
 };
+use keelson_objects::fields::FieldSelector;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -105,7 +106,9 @@ impl Filter for PanicRecovery {
                     .or_else(|| panic.downcast_ref::<&str>().copied())
                     .unwrap_or("unknown");
                 tracing::error!(%uri, panic = what, "an endpoint panicked");
-                failure(&Status::internal("This request caused apiserver to panic. Look in the logs for details."))
+                failure(&Status::internal(
+                    "This request caused apiserver to panic. Look in the logs for details.",
+                ))
             })
         })
     }
@@ -291,6 +294,9 @@ fn authorize(server: &Server, exchange: &Exchange) -> Result<(), Status> {
     let text = |key| if selecting { exchange.query.get(key).unwrap_or_default() } else { "" };
     let fields = crate::generic::selectors::field_requirements(text("fieldSelector"));
     let labels = crate::generic::selectors::label_requirements(text("labelSelector"));
+    // A collection cut down to one name is asked for by that name: nodes may watch single objects only.
+    let selector = text("fieldSelector").parse::<FieldSelector>().unwrap_or_default();
+    let selected = selector.required("metadata.name").unwrap_or_default();
     decide(
         server,
         &Attributes {
@@ -299,7 +305,7 @@ fn authorize(server: &Server, exchange: &Exchange) -> Result<(), Status> {
             api_version: &resource.version,
             resource: &resource.resource,
             subresource: &resource.subresource,
-            name: &resource.name,
+            name: if resource.name.is_empty() { selected } else { &resource.name },
             resource_request: true,
             field_selector: &fields,
             label_selector: &labels,
