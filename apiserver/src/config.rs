@@ -8,7 +8,6 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{ArgAction, Parser};
 use keelson_component_base::logging::LogArgs;
 
-
 pub use crate::services::Cidr;
 
 #[derive(Debug, Clone, Parser)]
@@ -44,7 +43,12 @@ pub struct Config {
     pub client_ca_file: Option<PathBuf>,
 
     /// PEM keys that verify service account tokens; may be repeated.
-    #[arg(long = "service-account-key-file", alias = "service-account-key-files", required = true, value_delimiter = ',')]
+    #[arg(
+        long = "service-account-key-file",
+        alias = "service-account-key-files",
+        required = true,
+        value_delimiter = ','
+    )]
     pub service_account_key_files: Vec<PathBuf>,
     #[arg(long, required = true)]
     pub service_account_signing_key_file: PathBuf,

@@ -70,8 +70,11 @@ impl Discovery {
                 put(&format!("/apis/{name}"), object);
             }
             for version in versions {
-                let path =
-                    if name.is_empty() { format!("/api/{version}") } else { format!("/apis/{name}/{version}") };
+                let path = if name.is_empty() {
+                    format!("/api/{version}")
+                } else {
+                    format!("/apis/{name}/{version}")
+                };
                 put(&path, resource_list(kinds, name, version));
             }
         }
@@ -150,7 +153,8 @@ fn rank(version: &str) -> (u8, u32, u32) {
 }
 
 fn group(name: &str, versions: &[String]) -> Value {
-    let version = |version: &String| json!({ "groupVersion": format!("{name}/{version}"), "version": version });
+    let version =
+        |version: &String| json!({ "groupVersion": format!("{name}/{version}"), "version": version });
     json!({
         "name": name,
         "versions": versions.iter().map(version).collect::<Value>(),

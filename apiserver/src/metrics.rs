@@ -11,7 +11,8 @@ use prometheus_client::{
 use crate::{endpoints::Call, http::chain::Exchange, request::RequestInfo};
 
 /// The buckets of upstream's request durations, without the ones between that nobody reads.
-const BUCKETS: &[f64] = &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0];
+const BUCKETS: &[f64] =
+    &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0];
 
 /// Who asked for what, without the code.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,7 +60,9 @@ impl RequestLabels {
         let verb = match info.verb.as_str() {
             "create" => "POST",
             "update" => "PUT",
-            "patch" if exchange.header(&http::header::CONTENT_TYPE).starts_with("application/apply-patch") => {
+            "patch"
+                if exchange.header(&http::header::CONTENT_TYPE).starts_with("application/apply-patch") =>
+            {
                 "APPLY"
             }
             "patch" => "PATCH",

@@ -32,7 +32,10 @@ pub struct OpenApi {
 
 impl OpenApi {
     pub fn new(kinds: &[&'static Kind]) -> Self {
-        OpenApi { resources: kinds.iter().map(|kind| kind.resource.clone()).collect(), made: Mutex::default() }
+        OpenApi {
+            resources: kinds.iter().map(|kind| kind.resource.clone()).collect(),
+            made: Mutex::default(),
+        }
     }
 
     fn get(&self, form: Form, make: impl FnOnce(&[ApiResource]) -> Document) -> Document {
@@ -69,8 +72,9 @@ impl OpenApi {
             ["apis", group, version] => ((*group).to_string(), (*version).to_string()),
             _ => return None,
         };
-        let served =
-            |resource: &&ApiResource| resource.group == group.as_str() && resource.version == version.as_str();
+        let served = |resource: &&ApiResource| {
+            resource.group == group.as_str() && resource.version == version.as_str()
+        };
         self.resources.iter().find(served)?;
         let form = Form::V3 { group: group.clone(), version: version.clone() };
         let document = self.get(form, |resources| {

@@ -74,9 +74,8 @@ impl Table {
             if !enabled(kind) {
                 continue;
             }
-            let ty = schemas
-                .of(&gvk.group, &gvk.version, &gvk.kind)
-                .ok_or_else(|| NoSchema(gvk.to_string()))?;
+            let ty =
+                schemas.of(&gvk.group, &gvk.version, &gvk.kind).ok_or_else(|| NoSchema(gvk.to_string()))?;
             let resource = kind.storage_prefix.map(|prefix| storage.resource(resource_config(kind, prefix)));
             let served = Served {
                 kind,
@@ -91,9 +90,10 @@ impl Table {
     }
 
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Served> {
-        self.by_plural.get(plural)?.iter().find(|served| {
-            served.kind.resource.group == group && served.kind.resource.version == version
-        })
+        self.by_plural
+            .get(plural)?
+            .iter()
+            .find(|served| served.kind.resource.group == group && served.kind.resource.version == version)
     }
 
     /// Any version of a resource.

@@ -180,8 +180,7 @@ impl Status {
             [one] => format!(": {one}"),
             many => format!(": [{}]", many.join(", ")),
         };
-        let mut status =
-            Self::about(422, "Invalid", format!("{kind} {name:?} is invalid{tail}"), kind, name);
+        let mut status = Self::about(422, "Invalid", format!("{kind} {name:?} is invalid{tail}"), kind, name);
         if let Some(details) = status.details.as_mut() {
             details.causes = causes;
         }
@@ -224,11 +223,7 @@ impl Status {
 
     pub fn not_acceptable(accepted: &[&str]) -> Self {
         let list = accepted.join(", ");
-        Self::new(
-            406,
-            "NotAcceptable",
-            format!("only the following media types are accepted: {list}"),
-        )
+        Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {list}"))
     }
 
     pub fn unsupported_media_type(accepted: &[&str]) -> Self {
@@ -236,7 +231,9 @@ impl Status {
         Self::new(
             415,
             "UnsupportedMediaType",
-            format!("the body of the request was in an unknown format - accepted media types include: {list}"),
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {list}"
+            ),
         )
     }
 
@@ -320,8 +317,13 @@ impl Status {
 
 /// The Status that a delete answers with.
 pub fn success(resource: Qualified<'_>, name: &str, uid: &str) -> Value {
-    let details =
-        Details { name: name.into(), group: resource.group.into(), kind: resource.name.into(), uid: uid.into(), ..Details::default() };
+    let details = Details {
+        name: name.into(),
+        group: resource.group.into(),
+        kind: resource.name.into(),
+        uid: uid.into(),
+        ..Details::default()
+    };
     serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
         "details": serde_json::to_value(details).unwrap_or_default(),

@@ -27,8 +27,12 @@ impl Media {
 pub enum Shape {
     /// The object itself.
     Object,
-    Table { version: &'static str },
-    PartialMetadata { version: &'static str },
+    Table {
+        version: &'static str,
+    },
+    PartialMetadata {
+        version: &'static str,
+    },
 }
 
 /// The answer to an `Accept` header.

@@ -46,7 +46,12 @@ pub fn object_bytes(served: &Served, object: &Object) -> Bytes {
 }
 
 /// The object in the shape that was asked for, as JSON.
-pub fn shaped(served: &Served, object: &Object, shape: Shape, columns: table::Columns) -> Result<Bytes, Status> {
+pub fn shaped(
+    served: &Served,
+    object: &Object,
+    shape: Shape,
+    columns: table::Columns,
+) -> Result<Bytes, Status> {
     match shape {
         Shape::Object => Ok(object_bytes(served, object)),
         Shape::PartialMetadata { version } => partial_metadata(object, version),

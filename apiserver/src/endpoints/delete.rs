@@ -64,8 +64,8 @@ pub async fn one(call: &Call) -> Result<Response, Status> {
     let deleted = call.write(&write, "").delete(name, &options).await?;
     let returns_object = RETURN_DELETED.iter().any(|(group, plural)| served.is(group, plural));
     // A deletion that cascades in the foreground goes on after this response.
-    let foreground = options.policy() == Some(PropagationPolicy::Foreground)
-        || options.orphan_dependents == Some(false);
+    let foreground =
+        options.policy() == Some(PropagationPolicy::Foreground) || options.orphan_dependents == Some(false);
     match deleted {
         Deleted::Gone(object) if !returns_object => {
             let status = status::success(served.qualified(), name, object.uid());

@@ -27,7 +27,7 @@ use crate::{
         body::{self, Response},
         chain::{Exchange, WarningList},
     },
-    request::{Query, options::WriteOptions, ResourcePath},
+    request::{Query, ResourcePath, options::WriteOptions},
     served::Served,
     server::Server,
     status::Status,
@@ -73,7 +73,11 @@ async fn dispatch(server: &Arc<Server>, exchange: Exchange) -> Result<Response, 
         return Ok(body::not_found());
     }
     // A namespaced object is only found in its namespace; lists and watches may span all of them.
-    if resource.namespaced && path.namespace.is_empty() && !path.name.is_empty() && exchange.info.verb != "watch" {
+    if resource.namespaced
+        && path.namespace.is_empty()
+        && !path.name.is_empty()
+        && exchange.info.verb != "watch"
+    {
         return Ok(body::not_found());
     }
     if matches!(path.subresource.as_str(), "proxy" | "exec" | "attach" | "portforward" | "log") {
@@ -111,7 +115,8 @@ impl Call {
             "eviction" => pods::eviction(&self).await,
             "token" => token::serve(&self).await,
             // These write the object itself, each within its own scope.
-            "status" | "finalize" | "ephemeralcontainers" | "resize" | "approval" => match self.verb.as_str() {
+            "status" | "finalize" | "ephemeralcontainers" | "resize" | "approval" => match self.verb.as_str()
+            {
                 "get" => read::get(&self).await,
                 "update" => write::update(&self).await,
                 "patch" => patch::serve(&self).await,

@@ -24,9 +24,7 @@ pub async fn serve(server: &Arc<Server>, exchange: Exchange) -> Result<Response,
     let path = exchange.info.path.as_str();
     if let Some(answer) = server.checks.answer(path, exchange.request.uri().query()) {
         let mut response = body::text(answer.status, answer.body);
-        response
-            .headers_mut()
-            .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         return Ok(response);
     }
     let headers = exchange.headers();
@@ -41,7 +39,9 @@ pub async fn serve(server: &Arc<Server>, exchange: Exchange) -> Result<Response,
         }
         "/version" | "/version/" => return json_response(&version()),
         "/openapi/v2" => return openapi_v2(server, headers),
-        "/openapi/v3" => return Ok(document(headers, Media::Json.content_type(), &server.openapi.v3_index())),
+        "/openapi/v3" => {
+            return Ok(document(headers, Media::Json.content_type(), &server.openapi.v3_index()));
+        }
         JWKS_PATH => {
             let keys = server.access.tokens.jwks().to_string();
             return Ok(body::response(200, "application/jwk-set+json", keys));
@@ -88,8 +88,15 @@ fn index(server: &Server) -> Vec<String> {
     let mut paths: Vec<String> = server.discovery.paths().map(str::to_string).collect();
     paths.extend(
         [
-            OPENID_CONFIGURATION_PATH, "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", JWKS_PATH,
-            "/readyz", "/version",
+            OPENID_CONFIGURATION_PATH,
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            JWKS_PATH,
+            "/readyz",
+            "/version",
         ]
         .map(str::to_string),
     );
@@ -113,16 +120,15 @@ fn discovery(server: &Server, headers: &HeaderMap, path: &str) -> Result<Respons
         }
         let found = match clause.parameter("as") {
             None | Some("") => server.discovery.plain(path).map(|found| (found, "application/json")),
-            Some("APIGroupDiscoveryList") if clause.parameter("g") == Some("apidiscovery.k8s.io") => clause
-                .parameter("v")
-                .filter(|form| AGGREGATED_VERSIONS.contains(form))
-                .and_then(|form| {
+            Some("APIGroupDiscoveryList") if clause.parameter("g") == Some("apidiscovery.k8s.io") => {
+                clause.parameter("v").filter(|form| AGGREGATED_VERSIONS.contains(form)).and_then(|form| {
                     let content_type = match form {
                         "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
                         _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
                     };
                     Some((server.discovery.aggregated(path, form)?, content_type))
-                }),
+                })
+            }
             Some(_) => None,
         };
         if let Some((found, content_type)) = found {
@@ -187,10 +193,9 @@ fn openapi_v3(
         let current = found.etag.trim_matches('"');
         if hash == current {
             // The hash names the content: it may be kept for ever.
-            response.headers_mut().insert(
-                header::CACHE_CONTROL,
-                HeaderValue::from_static("public, immutable"),
-            );
+            response
+                .headers_mut()
+                .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
         } else {
             let target = format!("/openapi/v3/{group_version}?hash={current}");
             let mut moved = body::response(301, "text/plain; charset=utf-8", Bytes::new());

@@ -10,7 +10,12 @@ use serde_json::{Value, json};
 
 use super::Call;
 use crate::{
-    generic::{Write, decode::{self, Encoding}, errors, metadata, update::{Ownership, Written}},
+    generic::{
+        Write,
+        decode::{self, Encoding},
+        errors, metadata,
+        update::{Ownership, Written},
+    },
     http::{body::Response, chain::WarningList},
     request::options::{FieldValidation, WriteOptions},
     status::{Cause, Qualified, Status},
@@ -47,8 +52,11 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     check_options(kind, &options)?;
     let manager = call.manager(&options);
     let write = call.write(&options, &manager);
-    let written =
-        if kind == PatchType::Apply { applied(call, write).await? } else { patched(call, write, kind).await? };
+    let written = if kind == PatchType::Apply {
+        applied(call, write).await?
+    } else {
+        patched(call, write, kind).await?
+    };
     call.written(if written.created { 201 } else { 200 }, &written.outcome)
 }
 
@@ -115,8 +123,13 @@ pub fn apply_patch(
 async fn applied(call: &Call, mut write: Write<'_>) -> Result<Written, Status> {
     let name = call.path.name.as_str();
     let served = &call.served;
-    let mut intent =
-        decode::object(served, &call.body, Encoding::Text(Format::Yaml), write.options.field_validation, &call.warnings)?;
+    let mut intent = decode::object(
+        served,
+        &call.body,
+        Encoding::Text(Format::Yaml),
+        write.options.field_validation,
+        &call.warnings,
+    )?;
     if metadata::name(&intent).is_empty() {
         metadata::set(&mut intent, "name", name);
     }

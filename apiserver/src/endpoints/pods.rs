@@ -207,11 +207,14 @@ async fn disrupt(call: &Call, pod: &Object, dry_run: bool) -> Result<(), Status>
     let refused = |budget: &Value| {
         let name = metadata::name(budget);
         let (healthy, desired) = (&budget["status"]["currentHealthy"], &budget["status"]["desiredHealthy"]);
-        Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0).with_cause(Cause {
-            reason: "DisruptionBudget".into(),
-            message: format!("The disruption budget {name} needs {desired} healthy pods and has {healthy} currently"),
-            field: String::new(),
-        })
+        Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0)
+            .with_cause(Cause {
+                reason: "DisruptionBudget".into(),
+                message: format!(
+                    "The disruption budget {name} needs {desired} healthy pods and has {healthy} currently"
+                ),
+                field: String::new(),
+            })
     };
     let group = Qualified { group: "policy", name: "poddisruptionbudgets" };
     budgets
@@ -251,7 +254,8 @@ mod tests {
         let again = bound(&bound_pod, &binding, "m").unwrap_err();
         assert_eq!(again.code, 409);
         assert!(again.message.contains(r#"is already assigned to node "n""#), "{}", again.message);
-        let deleting = json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
+        let deleting =
+            json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
         assert_eq!(bound(&deleting, &binding, "n").unwrap_err().code, 409);
     }
 }

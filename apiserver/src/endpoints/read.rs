@@ -15,11 +15,7 @@ fn invalid_version(text: &str) -> Status {
     Status::invalid(
         Qualified { group: "meta.k8s.io", name: "ListOptions" },
         "",
-        vec![Cause::invalid(
-            "resourceVersion",
-            &text.into(),
-            "must be an unsigned integer",
-        )],
+        vec![Cause::invalid("resourceVersion", &text.into(), "must be an unsigned integer")],
     )
 }
 
@@ -43,13 +39,8 @@ pub async fn list(call: &Call) -> Result<Response, Status> {
     validate(&options, false)?;
     let served = &call.served;
     let Some(resource) = &served.resource else { return Err(Status::method_not_allowed()) };
-    let selection = Selection::new(
-        served,
-        &call.path.namespace,
-        "",
-        &options.label_selector,
-        &options.field_selector,
-    )?;
+    let selection =
+        Selection::new(served, &call.path.namespace, "", &options.label_selector, &options.field_selector)?;
     let version_match = Some(options.resource_version_match.as_str()).filter(|m| !m.is_empty());
     let version = ListVersion::resolve(&options.resource_version, version_match, options.limit > 0)
         .ok_or_else(|| invalid_version(&options.resource_version))?;
@@ -105,11 +96,13 @@ pub fn validate(options: &ListOptions, watching: bool) -> Result<(), Status> {
             ),
             (None, _) => invalid(
                 "resourceVersionMatch",
-                "Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided".into(),
+                "Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+                    .into(),
             ),
-            (Some(_), other) => {
-                invalid("resourceVersionMatch", format!("Unsupported value: {other:?}: supported values: \"NotOlderThan\""))
-            }
+            (Some(_), other) => invalid(
+                "resourceVersionMatch",
+                format!("Unsupported value: {other:?}: supported values: \"NotOlderThan\""),
+            ),
         };
     }
     if options.send_initial_events.is_some() {

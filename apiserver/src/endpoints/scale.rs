@@ -11,7 +11,11 @@ use serde_json::Value;
 use super::{Call, patch};
 use crate::{
     encoding,
-    generic::{create::Outcome, decode::{self, Encoding}, errors, metadata},
+    generic::{
+        create::Outcome,
+        decode::{self, Encoding},
+        errors, metadata,
+    },
     http::body::Response,
     request::options::WriteOptions,
     status::{Qualified, Status},

@@ -5,11 +5,7 @@ use keelson_schema::types::Schemas;
 
 use super::Call;
 use crate::{
-    encoding,
-    generic::decode,
-    http::body::Response,
-    request::options::WriteOptions,
-    status::Status,
+    encoding, generic::decode, http::body::Response, request::options::WriteOptions, status::Status,
 };
 
 pub async fn serve(call: &Call) -> Result<Response, Status> {

@@ -171,7 +171,8 @@ impl Encoder {
     }
 
     fn bookmark(&self, resource_version: u64, initial_events_end: bool) -> Value {
-        let mut metadata = json!({ "resourceVersion": resource_version.to_string(), "creationTimestamp": null });
+        let mut metadata =
+            json!({ "resourceVersion": resource_version.to_string(), "creationTimestamp": null });
         if initial_events_end {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }

@@ -15,7 +15,8 @@ pub async fn create(call: &Call) -> Result<Response, Status> {
     if call.served.kind.resource.namespaced && call.path.namespace.is_empty() {
         return Err(Status::method_not_allowed());
     }
-    let object = decode::object(&call.served, &call.body, encoding, options.field_validation, &call.warnings)?;
+    let object =
+        decode::object(&call.served, &call.body, encoding, options.field_validation, &call.warnings)?;
     let manager = call.manager(&options);
     let outcome = call.write(&options, &manager).create(object, "").await?;
     call.written(201, &outcome)
@@ -25,7 +26,8 @@ pub async fn update(call: &Call) -> Result<Response, Status> {
     call.representation()?;
     let options = WriteOptions::from_query(&call.query, "UpdateOptions")?;
     let encoding = decode::encoding(&call.headers)?;
-    let object = decode::object(&call.served, &call.body, encoding, options.field_validation, &call.warnings)?;
+    let object =
+        decode::object(&call.served, &call.body, encoding, options.field_validation, &call.warnings)?;
     let manager = call.manager(&options);
     let name = call.path.name.as_str();
     let may_create = call.served.kind.create_on_update && call.path.subresource.is_empty();

@@ -65,7 +65,8 @@ impl Write<'_> {
         let name = metadata::name(&object).to_string();
         let kind = self.served.kind;
         kind.default(&mut object);
-        let subject = |object| Subject { operation: Operation::Create, name: &name, object: Some(object), old: None };
+        let subject =
+            |object| Subject { operation: Operation::Create, name: &name, object: Some(object), old: None };
         self.mutate(subject(&mut object)).await.map_err(refused)?;
         kind.default(&mut object);
         self.track(None, &mut object).map_err(refused)?;
@@ -132,9 +133,9 @@ impl Write<'_> {
         } else if found == self.namespace {
             Ok(())
         } else {
-            Err(Status::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )))
+            Err(Status::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ))
         }
     }
 }

@@ -8,10 +8,7 @@ use keelson_schema::{
 use serde_json::Value;
 
 use crate::{
-    encoding::protobuf,
-    http::chain::WarningList,
-    request::options::FieldValidation,
-    served::Served,
+    encoding::protobuf, http::chain::WarningList, request::options::FieldValidation, served::Served,
     status::Status,
 };
 
@@ -77,8 +74,7 @@ pub struct Named<'a> {
 
 /// Decodes a body of any type.
 pub fn decoded(bytes: &[u8], encoding: Encoding, named: Named<'_>) -> Result<Decoded, Status> {
-    let cannot =
-        |error: DecodeError| Status::bad_request(error.cannot_be_handled(named.version, named.kind));
+    let cannot = |error: DecodeError| Status::bad_request(error.cannot_be_handled(named.version, named.kind));
     match encoding {
         Encoding::Text(format) => decode::decode(bytes, format, named.ty).map_err(cannot),
         Encoding::Protobuf => {
@@ -94,7 +90,11 @@ pub fn decoded(bytes: &[u8], encoding: Encoding, named: Named<'_>) -> Result<Dec
 }
 
 /// Applies `fieldValidation` to what decoding noticed.
-pub fn checked(decoded: Decoded, validation: FieldValidation, warnings: &WarningList) -> Result<Value, Status> {
+pub fn checked(
+    decoded: Decoded,
+    validation: FieldValidation,
+    warnings: &WarningList,
+) -> Result<Value, Status> {
     match validation {
         FieldValidation::Ignore => {}
         FieldValidation::Warn => {

@@ -61,7 +61,8 @@ pub fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, now: Timestamp
         Some(grace) if deleting => {
             let current = metadata_of["deletionGracePeriodSeconds"].as_i64();
             // Only a shorter period than the one under way changes anything.
-            let shorter = options.grace_period_seconds.is_some() && current.is_none_or(|current| grace < current);
+            let shorter =
+                options.grace_period_seconds.is_some() && current.is_none_or(|current| grace < current);
             if !shorter {
                 if current == Some(0) && !held {
                     return Plan::Remove;
@@ -220,4 +221,3 @@ fn check_preconditions(
 pub const COLLECTION_WORKERS: usize = 8;
 /// Objects that a deletecollection lists at a time.
 pub const COLLECTION_PAGE: usize = 500;
-

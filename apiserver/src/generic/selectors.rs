@@ -89,9 +89,13 @@ fn label_demand(text: &str) -> Result<(Demand, &str), String> {
     }
     valid_key(key)?;
     let demand = |test, values| Demand { key: key.to_string(), test, values };
-    for (operator, test) in
-        [("==", Test::In), ("!=", Test::NotIn), ("=", Test::In), (">", Test::GreaterThan), ("<", Test::LessThan)]
-    {
+    for (operator, test) in [
+        ("==", Test::In),
+        ("!=", Test::NotIn),
+        ("=", Test::In),
+        (">", Test::GreaterThan),
+        ("<", Test::LessThan),
+    ] {
         if let Some(after) = rest.strip_prefix(operator) {
             let (value, after) = word(after.trim_start());
             valid_value(key, value)?;
@@ -105,7 +109,9 @@ fn label_demand(text: &str) -> Result<(Demand, &str), String> {
     }
     let (operator, after) = word(rest);
     let test = match operator {
-        "" if rest.is_empty() || rest.starts_with(',') => return Ok((demand(Test::Exists, Vec::new()), rest)),
+        "" if rest.is_empty() || rest.starts_with(',') => {
+            return Ok((demand(Test::Exists, Vec::new()), rest));
+        }
         "in" => Test::In,
         "notin" => Test::NotIn,
         _ => {
@@ -135,7 +141,13 @@ fn valid_key(key: &str) -> Result<(), String> {
         && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'))
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.ends_with(|c: char| c.is_ascii_alphanumeric());
-    if good { Ok(()) } else { Err(format!("key: Invalid value: {key:?}: name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')")) }
+    if good {
+        Ok(())
+    } else {
+        Err(format!(
+            "key: Invalid value: {key:?}: name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+        ))
+    }
 }
 
 fn valid_value(key: &str, value: &str) -> Result<(), String> {
@@ -144,7 +156,13 @@ fn valid_value(key: &str, value: &str) -> Result<(), String> {
             && value.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
             && value.starts_with(|c: char| c.is_ascii_alphanumeric())
             && value.ends_with(|c: char| c.is_ascii_alphanumeric()));
-    if good { Ok(()) } else { Err(format!("values[0][{key}]: Invalid value: {value:?}: a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')")) }
+    if good {
+        Ok(())
+    } else {
+        Err(format!(
+            "values[0][{key}]: Invalid value: {value:?}: a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
+        ))
+    }
 }
 
 /// Parses a field selector: `a=b`, `a==b`, `a!=b`, joined by commas; `\` escapes `,`, `=` and `\` in values.
@@ -265,9 +283,8 @@ impl Selection {
         label_selector: &str,
         field_selector: &str,
     ) -> Result<Self, Status> {
-        let label_demands = labels(label_selector).map_err(|why| {
-            Status::bad_request(format!("unable to parse requirement: {why}"))
-        })?;
+        let label_demands = labels(label_selector)
+            .map_err(|why| Status::bad_request(format!("unable to parse requirement: {why}")))?;
         let field_demands = fields(field_selector).map_err(Status::bad_request)?;
         let resource = &served.kind.resource;
         for demand in &field_demands {
@@ -360,7 +377,10 @@ mod tests {
             assert_eq!(found, expected, "{text}");
         };
         check("", Some(vec![]));
-        check("a=b,c!=d,e==f", Some(vec![("a", Test::In, "b"), ("c", Test::NotIn, "d"), ("e", Test::In, "f")]));
+        check(
+            "a=b,c!=d,e==f",
+            Some(vec![("a", Test::In, "b"), ("c", Test::NotIn, "d"), ("e", Test::In, "f")]),
+        );
         check(r"a=b\,c\=", Some(vec![("a", Test::In, "b,c=")]));
         check("a", None);
         check("a=b=c", None);

@@ -83,12 +83,7 @@ impl Write<'_> {
         Err(Status::modified(qualified, name))
     }
 
-    async fn attempt<F>(
-        &self,
-        current: &Current,
-        name: &str,
-        make: &mut F,
-    ) -> Result<Option<Outcome>, Status>
+    async fn attempt<F>(&self, current: &Current, name: &str, make: &mut F) -> Result<Option<Outcome>, Status>
     where
         F: FnMut(Option<&Value>) -> Result<Value, Status> + Send,
     {
@@ -148,13 +143,8 @@ impl Write<'_> {
             return Err(Status::invalid(self.served.qualified_kind(), name, causes));
         }
         self.warnings.extend(kind.warnings(&new, Some(old)));
-        self.validate(Subject {
-            operation: Operation::Update,
-            name,
-            object: Some(&mut new),
-            old: Some(old),
-        })
-        .await?;
+        self.validate(Subject { operation: Operation::Update, name, object: Some(&mut new), old: Some(old) })
+            .await?;
         escalation::check(self, &new, Some(old))?;
         let gone = may_go(&new) && !kind.has_finalizers(&new);
         if self.options.dry_run {

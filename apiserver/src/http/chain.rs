@@ -15,11 +15,14 @@ use rustls::pki_types::CertificateDer;
 use super::{
     body::Response,
     filters::{
-        AuditId, Authentication, Authorization, Impersonation, InFlight, Metrics, PanicRecovery, RequestInformation,
-        Timeout, Warnings,
+        AuditId, Authentication, Authorization, Impersonation, InFlight, Metrics, PanicRecovery,
+        RequestInformation, Timeout, Warnings,
     },
 };
-use crate::{request::{Query, RequestInfo}, server::Server};
+use crate::{
+    request::{Query, RequestInfo},
+    server::Server,
+};
 
 /// The filters, outermost first.
 pub fn chain(server: &Arc<Server>) -> Vec<Box<dyn Filter>> {

@@ -7,12 +7,7 @@ pub mod body;
 pub mod chain;
 pub mod filters;
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
@@ -32,7 +27,10 @@ use self::{
     body::Response,
     chain::{Exchange, Filter, Next, Peer, WarningList},
 };
-use crate::{request::{Query, RequestInfo}, server::Server};
+use crate::{
+    request::{Query, RequestInfo},
+    server::Server,
+};
 
 /// Connections beyond this wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 16 * 1024;

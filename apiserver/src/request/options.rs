@@ -8,7 +8,8 @@ use crate::status::Status;
 
 /// Percent-decodes `text`; `None` when an escape is broken or the result is not UTF-8.
 pub fn percent_decode(text: &str, plus_is_space: bool) -> Option<String> {
-    if !text.contains('%') && !(plus_is_space && text.contains('+')) {
+    let escaped = |c: char| c == '%' || (plus_is_space && c == '+');
+    if !text.contains(escaped) {
         return Some(text.to_string());
     }
     let mut out = Vec::with_capacity(text.len());
@@ -121,11 +122,7 @@ impl WriteOptions {
     /// `kind` is the options type whose validation fails, as the message names it (`CreateOptions`, …).
     pub fn from_query(query: &Query, kind: &str) -> Result<Self, Status> {
         let invalid = |causes| {
-            Status::invalid(
-                crate::status::Qualified { group: "meta.k8s.io", name: kind },
-                "",
-                causes,
-            )
+            Status::invalid(crate::status::Qualified { group: "meta.k8s.io", name: kind }, "", causes)
         };
         let dry_run = parse_dry_run(query.all("dryRun")).map_err(|cause| invalid(vec![cause]))?;
         let field_validation = match query.get("fieldValidation").unwrap_or_default() {
@@ -281,7 +278,10 @@ mod tests {
     #[test]
     fn delete_options_fold_the_deprecated_field() {
         let check = |body: &str, policy| {
-            assert_eq!(DeleteOptions::from_value(serde_json::from_str(body).unwrap()).unwrap().policy(), policy);
+            assert_eq!(
+                DeleteOptions::from_value(serde_json::from_str(body).unwrap()).unwrap().policy(),
+                policy
+            );
         };
         check(r#"{"orphanDependents":true}"#, Some(PropagationPolicy::Orphan));
         check(r#"{"propagationPolicy":"Foreground"}"#, Some(PropagationPolicy::Foreground));

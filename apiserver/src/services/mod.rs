@@ -168,8 +168,9 @@ impl Services {
                         let allocation = Allocation::Address(address);
                         if !had.contains(&allocation) && !dry_run {
                             if !self.take(allocation, &owner).await? {
-                                let detail =
-                                    format!("failed to allocate IP {address}: provided IP is already allocated");
+                                let detail = format!(
+                                    "failed to allocate IP {address}: provided IP is already allocated"
+                                );
                                 let cause = Cause::invalid("spec.clusterIPs", &json!([given]), &detail);
                                 return Err(invalid(object, cause));
                             }
@@ -251,7 +252,8 @@ impl Services {
             seen.push((protocol, number, node_port));
             object["spec"]["ports"][index]["nodePort"] = node_port.into();
         }
-        let checks = text(object, "type") == "LoadBalancer" && text(object, "externalTrafficPolicy") == "Local";
+        let checks =
+            text(object, "type") == "LoadBalancer" && text(object, "externalTrafficPolicy") == "Local";
         if checks && object["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0 {
             let port = self.pick_port(owner, dry_run).await?;
             if !dry_run {
@@ -401,7 +403,9 @@ impl Services {
         }
         let start = random(0);
         let rotated = (0..capacity).map(|step| (start + step) % capacity);
-        for offset in rotated.clone().filter(|offset| *offset >= band).chain(rotated.filter(|offset| *offset < band)) {
+        for offset in
+            rotated.clone().filter(|offset| *offset >= band).chain(rotated.filter(|offset| *offset < band))
+        {
             if take(offset).await? {
                 return Ok(Some(offset));
             }

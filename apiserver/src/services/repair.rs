@@ -31,8 +31,12 @@ pub async fn run(server: Arc<Server>, cancel: CancellationToken) {
 }
 
 /// One pass; returns the allocations without an owner that the next pass may release.
-async fn pass(server: &Server, suspects: &HashSet<String>) -> Result<HashSet<String>, keelson_storage::StoreError> {
-    let Some(resource) = server.table.find("", "v1", "services").and_then(|served| served.resource.as_ref()) else {
+async fn pass(
+    server: &Server,
+    suspects: &HashSet<String>,
+) -> Result<HashSet<String>, keelson_storage::StoreError> {
+    let Some(resource) = server.table.find("", "v1", "services").and_then(|served| served.resource.as_ref())
+    else {
         return Ok(HashSet::new());
     };
     let store = server.storage.raw();

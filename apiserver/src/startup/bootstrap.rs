@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use keelson_access::{
-    bootstrap::{self, reconcile::{Reconciled, reconcile}},
+    bootstrap::{
+        self,
+        reconcile::{Reconciled, reconcile},
+    },
     user::UserInfo,
 };
 use keelson_schema::resource::split_api_version;
@@ -17,7 +20,10 @@ use serde_json::Value;
 use crate::{
     generic::{Write, metadata, update::Ownership},
     http::chain::WarningList,
-    request::{DeleteOptions, options::{FieldValidation, WriteOptions}},
+    request::{
+        DeleteOptions,
+        options::{FieldValidation, WriteOptions},
+    },
     served::Served,
     server::Server,
     status::Status,
@@ -144,7 +150,8 @@ pub async fn aggregate(server: Arc<Server>) {
             let result = own
                 .write(served, "")
                 .update(&name, |current| {
-                    let mut role = current.cloned().ok_or_else(|| Status::not_found(served.qualified(), &name))?;
+                    let mut role =
+                        current.cloned().ok_or_else(|| Status::not_found(served.qualified(), &name))?;
                     role["rules"] = rules.clone();
                     Ok(role)
                 })

@@ -35,11 +35,7 @@ use keelson_access::{
 use keelson_storage::{ListOptions, ListVersion, Notice, Resource};
 use tokio::sync::Notify;
 
-use crate::{
-    config::Config,
-    served::Table,
-    server::Access,
-};
+use crate::{config::Config, served::Table, server::Access};
 
 /// A file or flag of access that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -175,12 +171,17 @@ impl Freshness for Progress {
             let Some((resource, seen)) = self.resources.get(&observed) else { return };
             let work = async {
                 // A consistent list brings the cache up to the store's revision of now.
-                let options = ListOptions { limit: 1, version: ListVersion::Latest, ..ListOptions::default() };
+                let options =
+                    ListOptions { limit: 1, version: ListVersion::Latest, ..ListOptions::default() };
                 if resource.list(options).await.is_err() {
                     return;
                 }
-                let newest =
-                    resource.cached_list("").iter().map(|object| object.resource_version()).max().unwrap_or(0);
+                let newest = resource
+                    .cached_list("")
+                    .iter()
+                    .map(|object| object.resource_version())
+                    .max()
+                    .unwrap_or(0);
                 loop {
                     let moved = seen.moved.notified();
                     if seen.version.load(Ordering::Acquire) >= newest {

@@ -131,11 +131,8 @@ fn build(
     let table = Table::new(&storage, |kind| enabled(kind))?;
     let (access, feed) = identity::build(&config, &table)?;
     let address = advertised(&config)?;
-    let services = Services::new(
-        storage.raw(),
-        config.service_cluster_ip_range.clone(),
-        config.service_node_port_range,
-    );
+    let services =
+        Services::new(storage.raw(), config.service_cluster_ip_range.clone(), config.service_node_port_range);
     let registry = Registry::new();
     storage.metrics().register(&registry);
     let checks = Checks::new();

@@ -82,8 +82,8 @@ impl Kubelet {
                 let builder = unverified();
                 match identity {
                     Some((certificate, key)) => {
-                        let chain =
-                            tls::certificates(certificate, "kubelet client").map_err(KubeletConfigError::Tls)?;
+                        let chain = tls::certificates(certificate, "kubelet client")
+                            .map_err(KubeletConfigError::Tls)?;
                         let key = tls::private_key(key, "kubelet client").map_err(KubeletConfigError::Tls)?;
                         builder.with_client_auth_cert(chain, key).map_err(KubeletConfigError::Rustls)?
                     }
@@ -114,7 +114,8 @@ impl Kubelet {
                 .await
                 .map_err(|source| DialError::Connect { address: address.clone(), source })?;
             // Interactive streams are small packets.
-            tcp.set_nodelay(true).map_err(|source| DialError::Connect { address: address.clone(), source })?;
+            tcp.set_nodelay(true)
+                .map_err(|source| DialError::Connect { address: address.clone(), source })?;
             let config = match scheme {
                 Scheme::Http => return self.handshake(TokioIo::new(tcp), &address).await,
                 Scheme::Https => self.anonymous.clone(),

@@ -145,7 +145,11 @@ pub async fn log(server: &Server, path: &ResourcePath, query: &Query) -> Result<
                     vec![crate::status::Cause::invalid(
                         number,
                         &value.into(),
-                        if least == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" },
+                        if least == 0 {
+                            "must be greater than or equal to 0"
+                        } else {
+                            "must be greater than 0"
+                        },
                     )],
                 ));
             }
@@ -223,7 +227,11 @@ fn rest(exchange: &Exchange) -> String {
     }
 }
 
-pub async fn node_proxy(server: &Server, path: &ResourcePath, exchange: &Exchange) -> Result<Location, Status> {
+pub async fn node_proxy(
+    server: &Server,
+    path: &ResourcePath,
+    exchange: &Exchange,
+) -> Result<Location, Status> {
     let (scheme, name, given) = split_name(&path.name)?;
     let (host, port) = kubelet(server, name).await?;
     let port_given = given.parse::<u16>().ok();
@@ -235,7 +243,11 @@ pub async fn node_proxy(server: &Server, path: &ResourcePath, exchange: &Exchang
     Ok(Location { scheme, host, port, path_and_query: rest(exchange) })
 }
 
-pub async fn pod_proxy(server: &Server, path: &ResourcePath, exchange: &Exchange) -> Result<Location, Status> {
+pub async fn pod_proxy(
+    server: &Server,
+    path: &ResourcePath,
+    exchange: &Exchange,
+) -> Result<Location, Status> {
     let (scheme, name, port) = split_name(&path.name)?;
     let pod = object(server, "pods", &path.namespace, name).await?;
     let host = pod["status"]["podIP"]
@@ -293,9 +305,9 @@ pub async fn service_proxy(
                 || port["port"].as_u64().map(|number| number.to_string()).as_deref() == Some(asked)
         }),
     };
-    let port_name = port
-        .ok_or_else(|| Status::service_unavailable(format!("no service port {asked:?} found for service {name:?}")))?
-        ["name"]
+    let port_name = port.ok_or_else(|| {
+        Status::service_unavailable(format!("no service port {asked:?} found for service {name:?}"))
+    })?["name"]
         .as_str()
         .unwrap_or_default();
     let slices = server
@@ -362,7 +374,13 @@ mod tests {
 
     #[test]
     fn users_cannot_aim_at_this_host() {
-        for (host, ok) in [("10.0.0.1", true), ("127.0.0.1", false), ("169.254.169.254", false), ("::1", false), ("x", false)] {
+        for (host, ok) in [
+            ("10.0.0.1", true),
+            ("127.0.0.1", false),
+            ("169.254.169.254", false),
+            ("::1", false),
+            ("x", false),
+        ] {
             assert_eq!(guard(host).is_ok(), ok, "{host}");
         }
     }

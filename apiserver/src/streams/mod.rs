@@ -62,7 +62,8 @@ pub async fn serve(
         ("services", "proxy") => location::service_proxy(server, path, &exchange).await?,
         _ => return Err(Status::method_not_allowed()),
     };
-    if matches!(subresource, "exec" | "attach" | "portforward") && !tunnel::wants_upgrade(exchange.headers()) {
+    if matches!(subresource, "exec" | "attach" | "portforward") && !tunnel::wants_upgrade(exchange.headers())
+    {
         return Err(Status::bad_request("Upgrade request required"));
     }
     tunnel::forward(server, exchange, location, _running).await

@@ -50,11 +50,8 @@ pub async fn forward(
     let upgrading = wants_upgrade(exchange.headers());
     let ours = upgrading.then(|| hyper::upgrade::on(&mut exchange.request));
     let (parts, incoming) = exchange.request.into_parts();
-    let mut sender = server
-        .kubelet
-        .connect(location.scheme, &location.host, location.port)
-        .await
-        .map_err(|error| {
+    let mut sender =
+        server.kubelet.connect(location.scheme, &location.host, location.port).await.map_err(|error| {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         })?;
     let mut headers = parts.headers;
@@ -73,11 +70,7 @@ pub async fn forward(
     if let Ok(value) = HeaderValue::from_str(&authority) {
         headers.insert(header::HOST, value);
     }
-    let body = if upgrading {
-        body::empty()
-    } else {
-        incoming.map_err(BoxError::from).boxed_unsync()
-    };
+    let body = if upgrading { body::empty() } else { incoming.map_err(BoxError::from).boxed_unsync() };
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
     *request.uri_mut() = location
@@ -86,9 +79,10 @@ pub async fn forward(
         .map_err(|_| Status::bad_request(format!("invalid path {:?}", location.path_and_query)))?;
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = headers;
-    let mut answer = sender.send_request(request).await.map_err(|error| {
-        Status::service_unavailable(format!("error trying to reach service: {error}"))
-    })?;
+    let mut answer = sender
+        .send_request(request)
+        .await
+        .map_err(|error| Status::service_unavailable(format!("error trying to reach service: {error}")))?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(passed_back(answer, running));
     }
@@ -121,8 +115,12 @@ pub async fn forward(
 /// The target's answer with its body streamed; `running` lasts as long as the body.
 fn passed_back(answer: http::Response<hyper::body::Incoming>, running: LongRunning) -> Response {
     let (mut parts, incoming) = answer.into_parts();
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, HeaderName::from_static("keep-alive")]
-    {
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        HeaderName::from_static("keep-alive"),
+    ] {
         parts.headers.remove(name);
     }
     parts.version = Version::default();

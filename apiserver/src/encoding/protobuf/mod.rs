@@ -315,14 +315,19 @@ mod tests {
     #[test]
     fn config_maps_and_secrets() {
         let metadata = [field(1, b"a"), field(2, b""), field(8, b"")].concat();
-        let raw = [field(1, &metadata), field(2, &[field(1, b"k"), field(2, b"v")].concat()), varint(4, 0)].concat();
+        let raw = [field(1, &metadata), field(2, &[field(1, b"k"), field(2, b"v")].concat()), varint(4, 0)]
+            .concat();
         check(
             ("", "v1", "ConfigMap"),
             &raw,
             json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}, "data": {"k": "v"}, "immutable": false}),
         );
         let raw = field(2, &[field(1, b"k"), field(2, b"\x00\x01")].concat());
-        check(("", "v1", "Secret"), &raw, json!({"kind": "Secret", "apiVersion": "v1", "data": {"k": "AAE="}}));
+        check(
+            ("", "v1", "Secret"),
+            &raw,
+            json!({"kind": "Secret", "apiVersion": "v1", "data": {"k": "AAE="}}),
+        );
     }
 
     #[test]

@@ -1,0 +1,375 @@
+//! The verbs against the real binary and a real store.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod harness;
+
+use harness::{Cluster, Events, User};
+use serde_json::{Value, json};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn map(name: &str, data: Value) -> Value {
+    json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}, "data": data})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_from_create_to_delete() {
+    let cluster = Cluster::start().await;
+    let created = cluster.post(MAPS, &map("a", json!({"k": "v"}))).await;
+    assert_eq!(created.code, 201);
+    let created = created.ok();
+    assert_eq!(created["metadata"]["namespace"], "default");
+    assert!(created["metadata"]["uid"].as_str().unwrap().len() == 36);
+    let path = format!("{MAPS}/a");
+    assert_eq!(cluster.get(&path).await.ok(), created);
+    let again = cluster.post(MAPS, &map("a", json!({}))).await;
+    assert_eq!((again.code, again.message().as_str()), (409, r#"configmaps "a" already exists"#));
+
+    // Optimistic concurrency.
+    let mut newer = created.clone();
+    newer["data"]["k"] = "w".into();
+    let updated = cluster.put(&path, &newer).await.ok();
+    assert_ne!(updated["metadata"]["resourceVersion"], created["metadata"]["resourceVersion"]);
+    let stale = cluster.put(&path, &newer).await;
+    assert_eq!(stale.code, 409);
+    assert_eq!(stale.json()["reason"], "Conflict");
+    // An update that changes nothing writes nothing.
+    assert_eq!(cluster.put(&path, &updated).await.ok()["metadata"], updated["metadata"]);
+
+    for (kind, body, expected) in [
+        ("application/json-patch+json", r#"[{"op":"add","path":"/data/j","value":"1"}]"#, "j"),
+        ("application/merge-patch+json", r#"{"data":{"m":"1"}}"#, "m"),
+        ("application/strategic-merge-patch+json", r#"{"data":{"s":"1"}}"#, "s"),
+    ] {
+        assert_eq!(cluster.patch(&path, kind, body).await.ok()["data"][expected], "1", "{kind}");
+    }
+    let dry = cluster
+        .patch(&format!("{path}?dryRun=All"), "application/merge-patch+json", r#"{"data":null}"#)
+        .await;
+    assert_eq!(dry.ok().get("data"), None);
+    assert_eq!(cluster.get(&path).await.ok()["data"]["k"], "w");
+
+    let generated = json!({"metadata": {"generateName": "g-"}});
+    let name = cluster.post(MAPS, &generated).await.ok()["metadata"]["name"].as_str().unwrap().to_string();
+    assert!(name.starts_with("g-") && name.len() == 7, "{name}");
+
+    let list = cluster.get(&format!("{MAPS}?limit=1")).await.ok();
+    assert_eq!(list["kind"], "ConfigMapList");
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(list["items"][0].get("kind"), None);
+    let token = list["metadata"]["continue"].as_str().unwrap();
+    let rest = cluster.get(&format!("{MAPS}?limit=10&continue={token}")).await.ok();
+    assert_eq!(rest["items"][0]["metadata"]["name"], name);
+    assert_eq!(rest["metadata"]["resourceVersion"], list["metadata"]["resourceVersion"]);
+
+    let deleted = cluster.delete(&path).await.ok();
+    assert_eq!((&deleted["kind"], &deleted["status"]), (&json!("Status"), &json!("Success")));
+    assert_eq!(cluster.get(&path).await.code, 404);
+    assert_eq!(cluster.send(User::Admin, "DELETE", MAPS, &[], "").await.code, 200);
+    assert_eq!(cluster.get(MAPS).await.ok()["items"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_and_how() {
+    let cluster = Cluster::start().await;
+    let check =
+        async |method: &str, path: &str, headers: &[(&str, &str)], body: &str, code: u16, message: &str| {
+            let answer = cluster.send(User::Admin, method, path, headers, body).await;
+            let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+            assert_eq!(answer.code, code, "{method} {path}: {text}");
+            let found = if text.starts_with('{') { answer.message() } else { text };
+            assert!(found.contains(message), "{method} {path}: {found}");
+        };
+    let json = &[("content-type", "application/json")];
+    check("GET", "/api/v1/nothing", &[], "", 404, "404 page not found").await;
+    check("GET", "/nothing", &[], "", 404, "404 page not found").await;
+    check("GET", &format!("{MAPS}/x"), &[], "", 404, r#"configmaps "x" not found"#).await;
+    check("POST", &format!("{MAPS}/x"), json, "{}", 405, "does not allow this method").await;
+    check("POST", MAPS, json, "{", 400, "").await;
+    check("POST", MAPS, json, r#"{"kind":"Pod","apiVersion":"v1"}"#, 400, "cannot be handled as a ConfigMap")
+        .await;
+    check("POST", MAPS, json, "{}", 422, "name or generateName is required").await;
+    check("POST", MAPS, json, r#"{"metadata":{"name":"A_B"}}"#, 422, "a lowercase RFC 1123 subdomain").await;
+    check(
+        "POST",
+        MAPS,
+        json,
+        r#"{"metadata":{"name":"a","namespace":"other"}}"#,
+        400,
+        "does not match the namespace sent on the request",
+    )
+    .await;
+    check(
+        "POST",
+        "/api/v1/namespaces/none/configmaps",
+        json,
+        r#"{"metadata":{"name":"a"}}"#,
+        404,
+        r#"namespaces "none" not found"#,
+    )
+    .await;
+    check(
+        "POST",
+        &format!("{MAPS}?fieldValidation=Strict"),
+        json,
+        r#"{"metadata":{"name":"a"},"dat":{}}"#,
+        400,
+        r#"unknown field "dat""#,
+    )
+    .await;
+    check("POST", MAPS, &[("content-type", "application/cbor")], "x", 415, "application/json").await;
+    check("POST", MAPS, json, &" ".repeat(4 << 20), 413, "Request entity too large").await;
+    check("GET", MAPS, &[("accept", "application/vnd.kubernetes.protobuf")], "", 406, "application/json")
+        .await;
+    check("GET", &format!("{MAPS}?labelSelector=a%20like%20b"), &[], "", 400, "unable to parse requirement")
+        .await;
+    check(
+        "GET",
+        "/api/v1/pods?fieldSelector=spec.color%3Dred",
+        &[],
+        "",
+        400,
+        "field label not supported: spec.color",
+    )
+    .await;
+    check("GET", &format!("{MAPS}?resourceVersion=x"), &[], "", 422, "resourceVersion").await;
+    check("GET", &format!("{MAPS}/x?resourceVersion=99999999"), &[], "", 504, "Too large resource version")
+        .await;
+    check("PATCH", &format!("{MAPS}/x"), json, "{}", 415, "application/merge-patch+json").await;
+    check(
+        "PATCH",
+        &format!("{MAPS}/x"),
+        &[("content-type", "application/apply-patch+yaml")],
+        "{}",
+        422,
+        "is required for apply patch",
+    )
+    .await;
+    check("DELETE", &format!("{MAPS}/x?propagationPolicy=Sideways"), &[], "", 400, "propagationPolicy").await;
+
+    let warned = cluster.post(MAPS, &json!({"metadata": {"name": "w"}, "dat": {}})).await;
+    assert_eq!(warned.code, 201);
+    assert_eq!(warned.headers["warning"], r#"299 - "unknown field \"dat\"""#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_sees_every_change_once() {
+    let cluster = Cluster::start().await;
+    cluster.post(MAPS, &map("before", json!({}))).await.ok();
+    let mut events = Events::open(
+        &cluster,
+        &format!(
+            "{MAPS}?watch=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+        ),
+    )
+    .await;
+    assert_eq!(events.named().await, ("ADDED".into(), "before".into()));
+    let bookmark = events.next().await.unwrap();
+    assert_eq!(bookmark["type"], "BOOKMARK");
+    assert_eq!(bookmark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    cluster.post(MAPS, &map("a", json!({"k": "v"}))).await.ok();
+    assert_eq!(events.named().await, ("ADDED".into(), "a".into()));
+    cluster.patch(&format!("{MAPS}/a"), "application/merge-patch+json", r#"{"data":{"k":"w"}}"#).await.ok();
+    let modified = events.next().await.unwrap();
+    assert_eq!((&modified["type"], &modified["object"]["data"]["k"]), (&json!("MODIFIED"), &json!("w")));
+    assert_eq!(modified["object"]["kind"], "ConfigMap");
+    cluster.delete(&format!("{MAPS}/a")).await.ok();
+    assert_eq!(events.named().await, ("DELETED".into(), "a".into()));
+
+    let mut tables = {
+        let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+        let response = cluster
+            .stream(
+                0,
+                User::Admin,
+                (http::Method::GET, &format!("{MAPS}?watch=1&timeoutSeconds=1")),
+                &accept,
+                "",
+            )
+            .await
+            .unwrap();
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap().lines().map(str::to_string).collect::<Vec<_>>()
+    };
+    let first: Value = serde_json::from_str(&tables.remove(0)).unwrap();
+    assert_eq!(first["object"]["kind"], "Table");
+    assert_eq!(first["object"]["rows"][0]["cells"][0], "before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn representations() {
+    let cluster = Cluster::start().await;
+    for index in 0..20 {
+        let filler = "x".repeat(20_000);
+        cluster.post(MAPS, &map(&format!("m{index:02}"), json!({"k": filler}))).await.ok();
+    }
+    let accept = async |accept: &str, path: &str| {
+        cluster.send(User::Admin, "GET", path, &[("accept", accept)], "").await
+    };
+    let table = accept("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", MAPS).await.ok();
+    assert_eq!(table["kind"], "Table");
+    assert_eq!(table["columnDefinitions"][0]["name"], "Name");
+    assert_eq!(table["rows"][0]["cells"][0], "m00");
+    assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    let partial = accept("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", MAPS).await.ok();
+    assert_eq!(partial["kind"], "PartialObjectMetadataList");
+    assert_eq!(partial["items"].as_array().unwrap().len(), 20);
+    assert_eq!(partial["items"][0].get("data"), None);
+    let yaml = accept("application/yaml", &format!("{MAPS}/m01")).await;
+    assert_eq!(yaml.headers["content-type"], "application/yaml");
+    assert!(yaml.bytes.starts_with(b"kind: ConfigMap\n"));
+
+    let packed = cluster.send(User::Admin, "GET", MAPS, &[("accept-encoding", "gzip")], "").await;
+    assert_eq!(packed.headers["content-encoding"], "gzip");
+    assert!(packed.bytes.len() < 100_000, "{}", packed.bytes.len());
+    let mut unpacked = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed.bytes[..]), &mut unpacked).unwrap();
+    let list: Value = serde_json::from_slice(&unpacked).unwrap();
+    assert_eq!(list["items"].as_array().unwrap().len(), 20);
+    let small =
+        cluster.send(User::Admin, "GET", &format!("{MAPS}/m01"), &[("accept-encoding", "gzip")], "").await;
+    assert!(!small.headers.contains_key("content-encoding"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_has_owners() {
+    let cluster = Cluster::start().await;
+    let apply = async |manager: &str, value: &str, force: bool| {
+        let path = format!("{MAPS}/a?fieldManager={manager}&force={force}");
+        let body = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\ndata: {{k: {value}}}\n");
+        cluster.patch(&path, "application/apply-patch+yaml", &body).await
+    };
+    assert_eq!(apply("one", "v", false).await.code, 201);
+    assert_eq!(apply("one", "w", false).await.code, 200);
+    let conflict = apply("two", "x", false).await;
+    assert_eq!(conflict.code, 409);
+    let cause = &conflict.json()["details"]["causes"][0];
+    assert_eq!((&cause["reason"], &cause["field"]), (&json!("FieldManagerConflict"), &json!(".data.k")));
+    assert_eq!(apply("two", "x", true).await.ok()["data"]["k"], "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletion_waits_for_finalizers() {
+    let cluster = Cluster::start().await;
+    let path = format!("{MAPS}/a");
+    let mut object = map("a", json!({}));
+    object["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    cluster.post(MAPS, &object).await.ok();
+    let uid = json!({"preconditions": {"uid": "other"}}).to_string();
+    assert_eq!(cluster.send(User::Admin, "DELETE", &path, &[], &uid).await.code, 409);
+    let pending = cluster.delete(&path).await.ok();
+    assert!(pending["metadata"]["deletionTimestamp"].is_string());
+    let added = cluster
+        .patch(
+            &path,
+            "application/merge-patch+json",
+            r#"{"metadata":{"finalizers":["example.com/hold","example.com/new"]}}"#,
+        )
+        .await;
+    assert_eq!(added.code, 422);
+    let last =
+        cluster.patch(&path, "application/merge-patch+json", r#"{"metadata":{"finalizers":null}}"#).await;
+    assert_eq!(last.code, 200);
+    assert_eq!(cluster.get(&path).await.code, 404);
+
+    cluster.post(MAPS, &map("b", json!({}))).await.ok();
+    let path = format!("{MAPS}/b");
+    let foreground = cluster.delete(&format!("{path}?propagationPolicy=Foreground")).await;
+    assert_eq!(foreground.code, 202);
+    assert_eq!(cluster.get(&path).await.ok()["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    cluster.delete(&format!("{path}?propagationPolicy=Background")).await.ok();
+    assert_eq!(cluster.get(&path).await.code, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_do_what() {
+    let cluster = Cluster::start().await;
+    let anonymous = cluster.send(User::Nobody, "GET", "/api/v1/pods", &[], "").await;
+    assert_eq!(
+        (anonymous.code, anonymous.message().as_str()),
+        (
+            403,
+            r#"pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group "" at the cluster scope"#
+        )
+    );
+    let bad =
+        cluster.send(User::Nobody, "GET", "/api/v1/pods", &[("authorization", "Bearer nonsense")], "").await;
+    assert_eq!((bad.code, bad.message().as_str()), (401, "Unauthorized"));
+    assert_eq!(cluster.send(User::Jane, "GET", MAPS, &[], "").await.code, 403);
+    let as_jane = cluster.send(User::Admin, "GET", MAPS, &[("impersonate-user", "jane")], "").await;
+    assert_eq!(as_jane.code, 403);
+
+    cluster
+        .post("/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "robot"}}))
+        .await
+        .ok();
+    let request = json!({"spec": {"expirationSeconds": 600}});
+    let token = cluster.post("/api/v1/namespaces/default/serviceaccounts/robot/token", &request).await.ok();
+    let bearer = format!("Bearer {}", token["status"]["token"].as_str().unwrap());
+    let robot = cluster.send(User::Nobody, "GET", MAPS, &[("authorization", &bearer)], "").await;
+    assert_eq!(robot.code, 403);
+    assert!(robot.message().contains("system:serviceaccount:default:robot"), "{}", robot.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_never_give_the_same_address() {
+    let mut cluster = Cluster::start().await;
+    cluster.add_api(&[]).await;
+    let services = "/api/v1/namespaces/default/services";
+    let body = |index: usize| {
+        json!({"metadata": {"name": format!("s{index}")}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}}).to_string()
+    };
+    let made = futures::future::join_all((0..40).map(|index| {
+        let (cluster, body) = (&cluster, body(index));
+        async move {
+            let response = cluster
+                .stream(index % 2, User::Admin, (http::Method::POST, services), &[], &body)
+                .await
+                .unwrap();
+            let bytes = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+            serde_json::from_slice::<Value>(&bytes).unwrap()
+        }
+    }))
+    .await;
+    let distinct = |pointer: &str| {
+        let mut all: Vec<String> =
+            made.iter().map(|service| service.pointer(pointer).expect("allocated").to_string()).collect();
+        all.sort();
+        all.dedup();
+        all.len()
+    };
+    assert_eq!(distinct("/spec/clusterIP"), 40);
+    assert_eq!(distinct("/spec/ports/0/nodePort"), 40);
+
+    // A deleted service gives back what it had; a taken address is refused.
+    let address = made[0]["spec"]["clusterIP"].as_str().unwrap();
+    let wanted = |name: &str| json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "ports": [{"port": 80}]}});
+    let taken = cluster.post(services, &wanted("t")).await;
+    assert_eq!(taken.code, 422);
+    assert!(taken.message().contains("provided IP is already allocated"), "{}", taken.message());
+    cluster.delete(&format!("{services}/s0")).await.ok();
+    cluster.post(services, &wanted("t")).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_metrics_and_a_drain() {
+    let mut cluster = Cluster::start().await;
+    let ready = cluster.get("/readyz?verbose").await;
+    assert!(String::from_utf8_lossy(&ready.bytes).contains("[+]etcd-readiness ok"));
+    let version = cluster.get("/version").await.ok();
+    assert!(version["gitVersion"].as_str().unwrap().starts_with("v1.36."));
+    let metrics = cluster.get("/metrics").await;
+    let text = String::from_utf8_lossy(&metrics.bytes);
+    assert!(text.contains("apiserver_request_duration_seconds_bucket"), "{text}");
+    let groups = cluster.get("/apis").await;
+    let etag = groups.headers["etag"].to_str().unwrap();
+    let unchanged = cluster.send(User::Admin, "GET", "/apis", &[("if-none-match", etag)], "").await;
+    assert_eq!(unchanged.code, 304);
+
+    let mut events = Events::open(&cluster, &format!("{MAPS}?watch=1")).await;
+    let status = tokio::task::spawn_blocking(move || cluster.terminate(0)).await.unwrap();
+    assert!(status.success(), "{status}");
+    // The watch ended instead of being cut off.
+    assert_eq!(events.next().await, None);
+}
