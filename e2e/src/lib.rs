@@ -4,7 +4,10 @@
 //! a test that breaks a whole cluster makes one for itself. Tests wait for conditions with a deadline
 //! and leave nothing behind.
 
+pub mod api;
 pub mod kubectl;
+pub mod network;
+pub mod pods;
 pub mod wait;
 
 use std::path::PathBuf;
