@@ -239,6 +239,7 @@ impl Kind {
     /// Makes `new` what this endpoint may write, given the stored `old`: the other endpoints' part is `old`'s, and
     /// the generation counts when what the user wants has changed.
     pub fn prepare_for_update(&self, scope: Scope, new: &mut Value, old: &Value) {
+        keep_identity(new, old);
         match scope {
             Scope::Main => {
                 if self.has_status() {
@@ -327,6 +328,22 @@ impl Kind {
     /// Whether a deleted object must stay for a finalizer, of its metadata or (namespaces) of its spec.
     pub fn has_finalizers(&self, object: &Value) -> bool {
         !object.at("metadata").list("finalizers").is_empty() || self.strategy.held_by_spec(object)
+    }
+}
+
+/// What clients may leave out, and what none can change: an update that forgets its uid means the object it names,
+/// and a deletion once begun goes on.
+fn keep_identity(new: &mut Value, old: &Value) {
+    let old = old.at("metadata");
+    let Some(metadata) = new.section("metadata") else { return };
+    if metadata.text("uid").is_empty() {
+        metadata.copy("uid", old);
+    }
+    metadata.copy("creationTimestamp", old);
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if old.has(field) {
+            metadata.copy(field, old);
+        }
     }
 }
 

@@ -38,6 +38,11 @@ pub fn regex_message(message: &str, format: &str, examples: &[&str]) -> String {
     format!("{message} (e.g. {}regex used for validation is '{format}')", examples.join(" or "))
 }
 
+/// `must be no more than … bytes`: upstream words it so for the keys and values of labels alone.
+fn max_bytes_message(length: usize) -> String {
+    format!("must be no more than {length} bytes")
+}
+
 fn length(value: &str, maximum: usize) -> Vec<String> {
     if value.len() > maximum { vec![max_length_message(maximum)] } else { Vec::new() }
 }
@@ -158,7 +163,7 @@ pub fn is_qualified_name(value: &str) -> Vec<String> {
     if name.is_empty() {
         errors.push("name part must be non-empty".to_owned());
     } else if name.len() > LABEL_MAX_LENGTH {
-        errors.push(format!("name part {}", max_length_message(LABEL_MAX_LENGTH)));
+        errors.push(format!("name part {}", max_bytes_message(LABEL_MAX_LENGTH)));
     }
     if !matches_key_name(name) {
         errors.push(format!("name part {}", regex_message(KEY_NAME_MESSAGE, KEY_NAME_FMT, &examples)));
@@ -169,7 +174,10 @@ pub fn is_qualified_name(value: &str) -> Vec<String> {
 /// A label's value: empty, or as the name part of a key.
 #[must_use]
 pub fn is_label_value(value: &str) -> Vec<String> {
-    let mut errors = length(value, LABEL_MAX_LENGTH);
+    let mut errors = Vec::new();
+    if value.len() > LABEL_MAX_LENGTH {
+        errors.push(max_bytes_message(LABEL_MAX_LENGTH));
+    }
     if !value.is_empty() && !matches_key_name(value) {
         errors.push(regex_message(
             "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must \

@@ -8,6 +8,8 @@ mod probes;
 mod resources;
 mod scheduling;
 mod security;
+#[cfg(test)]
+mod tests;
 mod update;
 mod validation;
 mod volumes;
