@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use keelson_access::{
     bootstrap::{
         self,
@@ -96,37 +97,50 @@ impl<'a> Own<'a> {
     }
 }
 
+/// Objects that are ensured at a time: a new cluster has some 150 of them to write.
+const AT_ONCE: usize = 16;
+
 /// Ensures everything once. Objects of kinds that are not served are skipped.
 pub async fn ensure(server: &Arc<Server>) -> Result<(), Status> {
-    let own = Own::new(server);
-    for desired in bootstrap::objects() {
-        let served = desired["apiVersion"]
-            .as_str()
-            .and_then(split_api_version)
-            .zip(desired["kind"].as_str())
-            .and_then(|((group, version), kind)| {
-                server.table.all().find(|served| {
+    let own = &Own::new(server);
+    // Namespaces first: the roles in them are refused without.
+    let (namespaces, others): (Vec<Value>, Vec<Value>) =
+        bootstrap::objects().into_iter().partition(|object| object["kind"] == "Namespace");
+    for objects in [namespaces, others] {
+        futures::stream::iter(objects)
+            .map(|desired| ensure_one(own, desired))
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+    }
+    Ok(())
+}
+
+async fn ensure_one(own: &Own<'_>, desired: Value) -> Result<(), Status> {
+    let served =
+        desired["apiVersion"].as_str().and_then(split_api_version).zip(desired["kind"].as_str()).and_then(
+            |((group, version), kind)| {
+                own.server.table.all().find(|served| {
                     let resource = &served.kind.resource;
                     resource.group == group && resource.version == version && resource.kind == kind
                 })
-            });
-        let Some(served) = served else { continue };
-        let namespace = metadata::text(&desired, "namespace").to_string();
-        let name = metadata::name(&desired).to_string();
-        if let Some(present) =
-            served.resource.as_ref().and_then(|resource| resource.cached(served.key(&namespace, &name)))
-            && let Reconciled::Recreate(_) = reconcile(&served.value(&present), &desired)
-        {
-            own.write(served, &namespace).delete(&name, &DeleteOptions::default()).await?;
-        }
-        let wanted = desired.clone();
-        own.ensure(served, desired, move |current| match reconcile(current, &wanted) {
-            Reconciled::Update(object) => Some(object),
-            Reconciled::Unchanged | Reconciled::Recreate(_) => None,
-        })
-        .await?;
+            },
+        );
+    let Some(served) = served else { return Ok(()) };
+    let namespace = metadata::text(&desired, "namespace").to_string();
+    let name = metadata::name(&desired).to_string();
+    if let Some(present) =
+        served.resource.as_ref().and_then(|resource| resource.cached(served.key(&namespace, &name)))
+        && let Reconciled::Recreate(_) = reconcile(&served.value(&present), &desired)
+    {
+        own.write(served, &namespace).delete(&name, &DeleteOptions::default()).await?;
     }
-    Ok(())
+    let wanted = desired.clone();
+    own.ensure(served, desired, move |current| match reconcile(current, &wanted) {
+        Reconciled::Update(object) => Some(object),
+        Reconciled::Unchanged | Reconciled::Recreate(_) => None,
+    })
+    .await
 }
 
 /// Keeps the rules of aggregated cluster roles what their selectors say; ends with the storage.

@@ -223,7 +223,7 @@ async fn start(
     started: Instant,
 ) {
     let mut pending = feed.start();
-    server.storage.wait_ready().await;
+    wait_for_store(&server).await;
     if pending.wait_for(|left| *left == 0).await.is_err() {
         return;
     }
@@ -243,6 +243,24 @@ async fn start(
         bootstrap::aggregate(server.clone()),
         forget(server.clone(), background),
     );
+}
+
+/// Waits for the caches, saying why it takes long.
+async fn wait_for_store(server: &Server) {
+    loop {
+        tokio::select! {
+            () = server.storage.wait_ready() => return,
+            () = tokio::time::sleep(Duration::from_secs(5)) => {
+                let why = server.storage.ping().await.err().map(|error| error.to_string());
+                let why = why.unwrap_or_else(|| "the caches are still being filled".into());
+                tracing::warn!(
+                    endpoints = ?server.config.etcd_servers,
+                    why,
+                    "Not ready: cannot read the store; check --etcd-servers and its certificates"
+                );
+            }
+        }
+    }
 }
 
 async fn retry<F, Fut>(what: &str, work: F)
