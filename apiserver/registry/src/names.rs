@@ -6,8 +6,9 @@ pub(crate) use keelson_objects::validation::{
     is_config_map_key as config_key, is_dns1035_label as dns1035_label, is_dns1123_label as dns_label,
     is_dns1123_subdomain as dns_subdomain, is_label_value as label_value,
     is_path_segment_name as path_segment, is_port_name as port_name, is_port_number as port_number,
-    is_qualified_name as qualified_name, is_relaxed_env_var_name as environment_variable, mask_trailing_dash,
-    range_message as range, regex_message as regex,
+    is_qualified_name as qualified_name, is_relaxed_env_var_name as environment_variable,
+    is_wildcard_dns1123_subdomain as wildcard_subdomain, mask_trailing_dash, range_message as range,
+    regex_message as regex,
 };
 
 /// A name from `metadata.generateName`: at most 63 bytes with 5 random letters at the end.

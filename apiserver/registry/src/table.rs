@@ -1,6 +1,9 @@
 //! The one list of kinds, in the order in which discovery lists groups and resources.
 
-use crate::{Kind, apps, batch, core, endpointslice, lease, priorityclass, rbac, reviews};
+use crate::{
+    Kind, apps, batch, core, disruptionbudget, endpointslice, lease, networking, priorityclass, rbac,
+    reviews, storageclass,
+};
 
 static KINDS: &[Kind] = &[
     core::CONFIG_MAP.kind(),
@@ -32,10 +35,15 @@ static KINDS: &[Kind] = &[
     apps::STATEFUL_SET.kind(),
     batch::CRON_JOB.kind(),
     batch::JOB.kind(),
+    networking::INGRESS_CLASS.kind(),
+    networking::INGRESS.kind(),
+    networking::NETWORK_POLICY.kind(),
+    disruptionbudget::KIND.kind(),
     rbac::CLUSTER_ROLE_BINDING.kind(),
     rbac::CLUSTER_ROLE.kind(),
     rbac::ROLE_BINDING.kind(),
     rbac::ROLE.kind(),
+    storageclass::KIND.kind(),
     priorityclass::KIND.kind(),
     lease::KIND.kind(),
     endpointslice::KIND.kind(),

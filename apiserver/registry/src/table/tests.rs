@@ -39,10 +39,15 @@ const EXPECTED: &str = "
     apps/v1 statefulsets statefulset StatefulSet ns sts all scale,status
     batch/v1 cronjobs cronjob CronJob ns cj all status
     batch/v1 jobs job Job ns - all status
+    networking.k8s.io/v1 ingressclasses ingressclass IngressClass cluster - - -
+    networking.k8s.io/v1 ingresses ingress Ingress ns ing - status
+    networking.k8s.io/v1 networkpolicies networkpolicy NetworkPolicy ns netpol - -
+    policy/v1 poddisruptionbudgets poddisruptionbudget PodDisruptionBudget ns pdb - status
     rbac.authorization.k8s.io/v1 clusterrolebindings clusterrolebinding ClusterRoleBinding cluster - - -
     rbac.authorization.k8s.io/v1 clusterroles clusterrole ClusterRole cluster - - -
     rbac.authorization.k8s.io/v1 rolebindings rolebinding RoleBinding ns - - -
     rbac.authorization.k8s.io/v1 roles role Role ns - - -
+    storage.k8s.io/v1 storageclasses storageclass StorageClass cluster sc - -
     scheduling.k8s.io/v1 priorityclasses priorityclass PriorityClass cluster pc - -
     coordination.k8s.io/v1 leases lease Lease ns - - -
     discovery.k8s.io/v1 endpointslices endpointslice EndpointSlice ns - - -
