@@ -33,6 +33,7 @@ pub(crate) const KIND: Spec = Spec {
     storage_prefix: Some("services/specs"),
     columns: COLUMNS,
     selectable: &["spec.clusterIP", "spec.type"],
+    create_on_update: true,
     name_rule: NameRule::Dns1035Label,
     strategy: &Service,
     ..Spec::STORED
