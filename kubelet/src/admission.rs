@@ -14,7 +14,9 @@ use crate::{
 
 /// What the node can give to pods.
 pub fn allocatable(kubelet: &Kubelet) -> Amounts {
-    let reserved = |name: &str, of: fn(&k8s_openapi::apimachinery::pkg::api::resource::Quantity) -> Option<i64>| -> i64 {
+    let reserved = |name: &str,
+                    of: fn(&k8s_openapi::apimachinery::pkg::api::resource::Quantity) -> Option<i64>|
+     -> i64 {
         [&kubelet.config.kube_reserved, &kubelet.config.system_reserved]
             .iter()
             .filter_map(|list| list.get(name))
@@ -56,9 +58,12 @@ fn decide(pod: &Pod, others: &[Arc<Pod>], allocatable: Amounts, max_pods: u32) -
     }
     let wanted = pod_requests(spec);
     let used = others.iter().filter_map(|pod| pod.spec.as_ref()).map(pod_requests);
-    let used = used.fold(Amounts::default(), |a, b| Amounts { cpu: a.cpu + b.cpu, memory: a.memory + b.memory });
-    let checks =
-        [("cpu", wanted.cpu, used.cpu, allocatable.cpu), ("memory", wanted.memory, used.memory, allocatable.memory)];
+    let used =
+        used.fold(Amounts::default(), |a, b| Amounts { cpu: a.cpu + b.cpu, memory: a.memory + b.memory });
+    let checks = [
+        ("cpu", wanted.cpu, used.cpu, allocatable.cpu),
+        ("memory", wanted.memory, used.memory, allocatable.memory),
+    ];
     for (name, wanted, used, capacity) in checks {
         if wanted > 0 && wanted + used > capacity {
             let message = format!(

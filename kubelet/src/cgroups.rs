@@ -12,7 +12,8 @@ use crate::pod::resources::{self, PodLimits};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 /// The v1 controllers that limits are written to; others follow where they are mounted.
-const V1: &[&str] = &["cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices", "freezer", "hugetlb", "systemd"];
+const V1: &[&str] =
+    &["cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices", "freezer", "hugetlb", "systemd"];
 
 /// Which tree the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +39,11 @@ impl Cgroups {
 
     fn at(mount: &Path, root: &str) -> Self {
         let version = if mount.join("cgroup.controllers").exists() { Version::V2 } else { Version::V1 };
-        Self { mount: mount.to_path_buf(), version, base: PathBuf::from(root.trim_matches('/')).join("kubepods") }
+        Self {
+            mount: mount.to_path_buf(),
+            version,
+            base: PathBuf::from(root.trim_matches('/')).join("kubepods"),
+        }
     }
 
     pub fn version(&self) -> Version {
@@ -73,9 +78,21 @@ impl Cgroups {
         }
     }
 
+    /// Every tree that a runtime may have put the cgroup into; v1 hosts often have a v2 tree beside the others.
+    fn everywhere(&self, path: &Path) -> Vec<PathBuf> {
+        match self.version {
+            Version::V2 => vec![self.mount.join(path)],
+            Version::V1 => {
+                let trees = fs::read_dir(&self.mount).into_iter().flatten().flatten();
+                trees.map(|tree| tree.path().join(path)).collect()
+            }
+        }
+    }
+
     /// Makes `kubepods` and the QoS classes; limits are the node's allocatable amounts.
     pub fn prepare(&self, allocatable: resources::Amounts) -> io::Result<()> {
-        let whole = PodLimits { shares: resources::shares(allocatable.cpu), quota: 0, memory: allocatable.memory };
+        let whole =
+            PodLimits { shares: resources::shares(allocatable.cpu), quota: 0, memory: allocatable.memory };
         self.make(&self.base, whole)?;
         for qos in [resources::BURSTABLE, resources::BEST_EFFORT] {
             self.make(&self.class(qos), PodLimits { shares: 2, quota: 0, memory: 0 })?;
@@ -97,7 +114,7 @@ impl Cgroups {
     pub fn remove_pod(&self, uid: &str) -> bool {
         let mut gone = true;
         for qos in [resources::GUARANTEED, resources::BURSTABLE, resources::BEST_EFFORT] {
-            for (_, directory) in self.directories(&self.pod(uid, qos)) {
+            for directory in self.everywhere(&self.pod(uid, qos)) {
                 gone &= remove_tree(&directory);
             }
         }
@@ -108,8 +125,8 @@ impl Cgroups {
     pub fn pods(&self) -> Vec<String> {
         let mut uids: Vec<String> = [resources::GUARANTEED, resources::BURSTABLE, resources::BEST_EFFORT]
             .iter()
-            .flat_map(|qos| self.directories(&self.class(qos)))
-            .flat_map(|(_, directory)| fs::read_dir(directory).into_iter().flatten().flatten())
+            .flat_map(|qos| self.everywhere(&self.class(qos)))
+            .flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten())
             .filter_map(|entry| entry.file_name().to_string_lossy().strip_prefix("pod").map(str::to_owned))
             .collect();
         uids.sort_unstable();

@@ -51,7 +51,9 @@ pub enum ConfigError {
     Read(PathBuf, #[source] std::io::Error),
     #[error("{0} is not a KubeletConfiguration")]
     Parse(PathBuf, #[source] serde_yaml::Error),
-    #[error("{path}: apiVersion {api_version:?}, kind {kind:?}: only kubelet.config.k8s.io/v1beta1 KubeletConfiguration is known")]
+    #[error(
+        "{path}: apiVersion {api_version:?}, kind {kind:?}: only kubelet.config.k8s.io/v1beta1 KubeletConfiguration is known"
+    )]
     Kind { path: PathBuf, api_version: String, kind: String },
     #[error("{path}: field {field:?} is not supported by this kubelet; remove it")]
     Unsupported { path: PathBuf, field: String },
@@ -65,23 +67,93 @@ pub enum ConfigError {
 
 /// Upstream's fields that this kubelet does not act on.
 const UNSUPPORTED: &[&str] = &[
-    "allowedUnsafeSysctls", "allowedStaticPods", "configMapAndSecretChangeDetectionStrategy", "containerLogMaxWorkers",
-    "containerLogMonitorInterval", "contentType", "cpuCFSQuotaPeriod", "cpuManagerPolicy", "cpuManagerPolicyOptions",
-    "cpuManagerReconcilePeriod", "crashLoopBackOff", "enableControllerAttachDetach", "enableDebugFlagsHandler",
-    "enableSystemLogHandler", "enableSystemLogQuery", "eventBurst", "evictionMaxPodGracePeriod", "evictionMinimumReclaim",
-    "evictionPressureTransitionPeriod", "evictionSoft", "evictionSoftGracePeriod", "featureGates", "hairpinMode",
-    "imageMaximumGCAge", "imagePullCredentialsVerificationPolicy", "iptablesDropBit", "iptablesMasqueradeBit",
-    "kernelMemcgNotification", "kubeAPIBurst", "kubeAPIQPS", "kubeReservedCgroup", "kubeletCgroups", "localStorageCapacityIsolation",
-    "logging", "makeIPTablesUtilChains", "maxOpenFiles", "maxParallelImagePulls", "memoryManagerPolicy", "memorySwap",
-    "memoryThrottlingFactor", "memoryReservationPolicy", "nodeLeaseRenewIntervalFraction", "nodeStatusMaxImages", "oomScoreAdj", "podPidsLimit", "podsPerCore",
-    "preloadedImagesVerificationAllowlist", "protectKernelDefaults", "providerID", "qosReserved", "registerNode", "registryBurst",
-    "registryPullQPS", "reservedMemory", "reservedSystemCPUs", "rotateCertificates", "runOnce", "runtimeRequestTimeout",
-    "seccompDefault", "serverTLSBootstrap", "showHiddenMetricsForVersion", "shutdownGracePeriod",
-    "shutdownGracePeriodByPodPriority", "shutdownGracePeriodCriticalPods", "singleProcessOOMKill", "staticPodURL", "staticPodURLHeader",
-    "streamingConnectionIdleTimeout", "systemCgroups", "systemReservedCgroup", "tlsCipherSuites", "tlsCurvePreferences", "tlsMinVersion",
-    "topologyManagerPolicy", "topologyManagerPolicyOptions", "topologyManagerScope", "tracing", "userNamespaces",
-    "volumePluginDir", "volumeStatsAggPeriod", "enableProfilingHandler", "enableContentionProfiling", "reservedCPUs",
-    "experimentalWatchEvents", "httpCheckFrequency", "enableCRISocketEvents", "enableNodeDeclaredFeatures",
+    "allowedUnsafeSysctls",
+    "allowedStaticPods",
+    "configMapAndSecretChangeDetectionStrategy",
+    "containerLogMaxWorkers",
+    "containerLogMonitorInterval",
+    "contentType",
+    "cpuCFSQuotaPeriod",
+    "cpuManagerPolicy",
+    "cpuManagerPolicyOptions",
+    "cpuManagerReconcilePeriod",
+    "crashLoopBackOff",
+    "enableControllerAttachDetach",
+    "enableDebugFlagsHandler",
+    "enableSystemLogHandler",
+    "enableSystemLogQuery",
+    "eventBurst",
+    "evictionMaxPodGracePeriod",
+    "evictionMinimumReclaim",
+    "evictionPressureTransitionPeriod",
+    "evictionSoft",
+    "evictionSoftGracePeriod",
+    "featureGates",
+    "hairpinMode",
+    "imageMaximumGCAge",
+    "imagePullCredentialsVerificationPolicy",
+    "iptablesDropBit",
+    "iptablesMasqueradeBit",
+    "kernelMemcgNotification",
+    "kubeAPIBurst",
+    "kubeAPIQPS",
+    "kubeReservedCgroup",
+    "kubeletCgroups",
+    "localStorageCapacityIsolation",
+    "logging",
+    "makeIPTablesUtilChains",
+    "maxOpenFiles",
+    "maxParallelImagePulls",
+    "memoryManagerPolicy",
+    "memorySwap",
+    "memoryThrottlingFactor",
+    "memoryReservationPolicy",
+    "nodeLeaseRenewIntervalFraction",
+    "nodeStatusMaxImages",
+    "oomScoreAdj",
+    "podPidsLimit",
+    "podsPerCore",
+    "preloadedImagesVerificationAllowlist",
+    "protectKernelDefaults",
+    "providerID",
+    "qosReserved",
+    "registerNode",
+    "registryBurst",
+    "registryPullQPS",
+    "reservedMemory",
+    "reservedSystemCPUs",
+    "rotateCertificates",
+    "runOnce",
+    "runtimeRequestTimeout",
+    "seccompDefault",
+    "serverTLSBootstrap",
+    "showHiddenMetricsForVersion",
+    "shutdownGracePeriod",
+    "shutdownGracePeriodByPodPriority",
+    "shutdownGracePeriodCriticalPods",
+    "singleProcessOOMKill",
+    "staticPodURL",
+    "staticPodURLHeader",
+    "streamingConnectionIdleTimeout",
+    "systemCgroups",
+    "systemReservedCgroup",
+    "tlsCipherSuites",
+    "tlsCurvePreferences",
+    "tlsMinVersion",
+    "topologyManagerPolicy",
+    "topologyManagerPolicyOptions",
+    "topologyManagerScope",
+    "tracing",
+    "userNamespaces",
+    "volumePluginDir",
+    "volumeStatsAggPeriod",
+    "enableProfilingHandler",
+    "enableContentionProfiling",
+    "reservedCPUs",
+    "experimentalWatchEvents",
+    "httpCheckFrequency",
+    "enableCRISocketEvents",
+    "enableNodeDeclaredFeatures",
 ];
 
 /// `KubeletConfiguration`, the fields in use.
@@ -266,7 +338,10 @@ pub struct AuthorizationWebhook {
 
 impl Default for AuthorizationWebhook {
     fn default() -> Self {
-        Self { cache_authorized_ttl: Duration::from_secs(300), cache_unauthorized_ttl: Duration::from_secs(30) }
+        Self {
+            cache_authorized_ttl: Duration::from_secs(300),
+            cache_unauthorized_ttl: Duration::from_secs(30),
+        }
     }
 }
 
@@ -306,7 +381,9 @@ impl KubeletConfiguration {
             return invalid("cgroupsPerQOS: only true is supported by this kubelet");
         }
         if self.read_only_port != 0 {
-            return invalid("readOnlyPort: only 0 is supported by this kubelet: an unauthenticated port is not served");
+            return invalid(
+                "readOnlyPort: only 0 is supported by this kubelet: an unauthenticated port is not served",
+            );
         }
         if self.tls_cert_file.is_some() != self.tls_private_key_file.is_some() {
             return invalid("tlsCertFile and tlsPrivateKeyFile go together");
@@ -314,15 +391,22 @@ impl KubeletConfiguration {
         if self.image_gc_low_threshold_percent >= self.image_gc_high_threshold_percent
             || self.image_gc_high_threshold_percent > 100
         {
-            return invalid("imageGCLowThresholdPercent must be below imageGCHighThresholdPercent, which is at most 100");
+            return invalid(
+                "imageGCLowThresholdPercent must be below imageGCHighThresholdPercent, which is at most 100",
+            );
         }
-        if let Some(other) = self.enforce_node_allocatable.iter().find(|key| !matches!(key.as_str(), "pods" | "none")) {
-            return Err(ConfigError::Invalid(format!("enforceNodeAllocatable: {other:?} is not supported by this kubelet")));
+        if let Some(other) =
+            self.enforce_node_allocatable.iter().find(|key| !matches!(key.as_str(), "pods" | "none"))
+        {
+            return Err(ConfigError::Invalid(format!(
+                "enforceNodeAllocatable: {other:?} is not supported by this kubelet"
+            )));
         }
         if self.container_log_max_files < 2 {
             return invalid("containerLogMaxFiles must be greater than 1");
         }
-        if self.authorization.mode == AuthorizationMode::AlwaysAllow && self.authentication.anonymous.enabled {
+        if self.authorization.mode == AuthorizationMode::AlwaysAllow && self.authentication.anonymous.enabled
+        {
             tracing::warn!("anonymous requests are authenticated and everything is allowed to them");
         }
         Ok(())
@@ -335,9 +419,15 @@ impl KubeletConfiguration {
 /// Names the label at fault.
 pub fn node_labels(flags: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
     const ALLOWED: &[&str] = &[
-        "kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch", "node.kubernetes.io/instance-type",
-        "beta.kubernetes.io/instance-type", "topology.kubernetes.io/zone", "topology.kubernetes.io/region",
-        "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
+        "kubernetes.io/hostname",
+        "kubernetes.io/os",
+        "kubernetes.io/arch",
+        "node.kubernetes.io/instance-type",
+        "beta.kubernetes.io/instance-type",
+        "topology.kubernetes.io/zone",
+        "topology.kubernetes.io/region",
+        "beta.kubernetes.io/os",
+        "beta.kubernetes.io/arch",
     ];
     flags
         .iter()
@@ -383,7 +473,10 @@ mod tests {
     #[test]
     fn fields() {
         check("port: 10251\nclusterDNS: [10.96.0.10]\nsyncFrequency: 1m0s\npodCIDR: 10.0.0.0/24\n", Ok(()));
-        check("authentication: {x509: {clientCAFile: /ca}, webhook: {cacheTTL: 0s}}\nimageGCHighThresholdPercent: 90\n", Ok(()));
+        check(
+            "authentication: {x509: {clientCAFile: /ca}, webhook: {cacheTTL: 0s}}\nimageGCHighThresholdPercent: 90\n",
+            Ok(()),
+        );
         check("registerWithTaints: [{key: a, effect: NoSchedule}]\nfailCgroupV1: false\n", Ok(()));
         check("prot: 1\n", Err("prot"));
         check("cpuManagerPolicy: static\n", Err("\"cpuManagerPolicy\" is not supported"));

@@ -69,7 +69,8 @@ impl Kubelet {
     pub async fn service_envs(&self) -> Vec<ServiceEnv> {
         let Some(cache) = &self.services else { return Vec::new() };
         cache.wait_synced().await;
-        let mut services: Vec<ServiceEnv> = cache.list().iter().filter_map(|service| (**service).clone()).collect();
+        let mut services: Vec<ServiceEnv> =
+            cache.list().iter().filter_map(|service| (**service).clone()).collect();
         services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         services
     }

@@ -57,7 +57,11 @@ fn thresholds(config: &KubeletConfiguration) -> BTreeMap<String, String> {
 /// Names the signal or value that is not known.
 pub fn validate(config: &KubeletConfiguration) -> Result<(), String> {
     const SIGNALS: &[&str] = &[
-        "memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree",
+        "memory.available",
+        "nodefs.available",
+        "nodefs.inodesFree",
+        "imagefs.available",
+        "imagefs.inodesFree",
         "pid.available",
     ];
     for (signal, value) in config.eviction_hard.iter().flatten() {
@@ -76,8 +80,12 @@ fn amount(text: &str, whole: u64) -> Option<u64> {
     match text.strip_suffix('%') {
         Some(percent) => {
             let percent: f64 = percent.parse().ok().filter(|percent| (0.0..=100.0).contains(percent))?;
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
-                     reason = "at most `whole`, and a threshold need not be exact to the byte")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "at most `whole`, and a threshold need not be exact to the byte"
+            )]
             Some((whole as f64 * percent / 100.0) as u64)
         }
         None => {
@@ -98,7 +106,10 @@ pub fn memory_threshold(config: &KubeletConfiguration, capacity: i64) -> i64 {
 type Observation = (u64, u64);
 
 /// Which signals are below their threshold.
-fn pressures(thresholds: &BTreeMap<String, String>, observed: &BTreeMap<&str, Observation>) -> Vec<(Pressure, String)> {
+fn pressures(
+    thresholds: &BTreeMap<String, String>,
+    observed: &BTreeMap<&str, Observation>,
+) -> Vec<(Pressure, String)> {
     let mut found = Vec::new();
     for (signal, text) in thresholds {
         let Some((available, whole)) = observed.get(signal.as_str()) else { continue };
@@ -130,7 +141,12 @@ impl Pressures {
 }
 
 /// Runs until cancelled.
-pub async fn run(kubelet: Arc<Kubelet>, pods: Arc<Pods>, pressures: Arc<Pressures>, cancel: CancellationToken) {
+pub async fn run(
+    kubelet: Arc<Kubelet>,
+    pods: Arc<Pods>,
+    pressures: Arc<Pressures>,
+    cancel: CancellationToken,
+) {
     loop {
         let found = self::pressures(&thresholds(&kubelet.config), &observe(&kubelet).await);
         for (pressure, message) in found {
@@ -160,7 +176,8 @@ async fn observe(kubelet: &Kubelet) -> BTreeMap<&'static str, Observation> {
         observed.insert("nodefs.inodesFree", (available, whole));
     }
     let images = kubelet.runtime.image_fs_info(cri::ImageFsInfoRequest {}).await.ok();
-    let mountpoint = images.and_then(|info| info.image_filesystems.into_iter().next()?.fs_id).map(|id| id.mountpoint);
+    let mountpoint =
+        images.and_then(|info| info.image_filesystems.into_iter().next()?.fs_id).map(|id| id.mountpoint);
     if let Some(mountpoint) = mountpoint {
         let path = std::path::Path::new(&mountpoint);
         if let Some((whole, available)) = capacity::filesystem(path) {
@@ -172,7 +189,8 @@ async fn observe(kubelet: &Kubelet) -> BTreeMap<&'static str, Observation> {
     }
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let limit = read("/proc/sys/kernel/pid_max").and_then(|text| text.trim().parse::<u64>().ok());
-    let used = read("/proc/loadavg").and_then(|text| text.split('/').nth(1)?.split(' ').next()?.parse::<u64>().ok());
+    let used =
+        read("/proc/loadavg").and_then(|text| text.split('/').nth(1)?.split(' ').next()?.parse::<u64>().ok());
     if let (Some(limit), Some(used)) = (limit, used) {
         observed.insert("pid.available", (limit.saturating_sub(used), limit));
     }
@@ -194,8 +212,11 @@ async fn evict(kubelet: &Kubelet, pods: &Pods, message: &str) {
         .filter(|(pod, status)| {
             let spec = pod.spec.as_ref();
             let is_static = crate::mirror::hash(pod).is_some();
-            let critical = spec.and_then(|spec| spec.priority).is_some_and(|priority| priority >= 2_000_000_000);
-            !is_static && !critical && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+            let critical =
+                spec.and_then(|spec| spec.priority).is_some_and(|priority| priority >= 2_000_000_000);
+            !is_static
+                && !critical
+                && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
                 && pod.metadata.deletion_timestamp.is_none()
         })
         .max_by_key(|(pod, _)| {
@@ -217,11 +238,16 @@ mod tests {
 
     #[test]
     fn thresholds_are_amounts_or_percentages() {
-        let check = |signal: &'static str, threshold: &str, observed: Observation, expected: Option<Pressure>| {
-            let thresholds = BTreeMap::from([(signal.to_owned(), threshold.to_owned())]);
-            let got = pressures(&thresholds, &BTreeMap::from([(signal, observed)]));
-            assert_eq!(got.first().map(|(pressure, _)| *pressure), expected, "{signal} {threshold} {observed:?}");
-        };
+        let check =
+            |signal: &'static str, threshold: &str, observed: Observation, expected: Option<Pressure>| {
+                let thresholds = BTreeMap::from([(signal.to_owned(), threshold.to_owned())]);
+                let got = pressures(&thresholds, &BTreeMap::from([(signal, observed)]));
+                assert_eq!(
+                    got.first().map(|(pressure, _)| *pressure),
+                    expected,
+                    "{signal} {threshold} {observed:?}"
+                );
+            };
         check("memory.available", "100Mi", (99 << 20, 1 << 30), Some(Pressure::Memory));
         check("memory.available", "100Mi", (100 << 20, 1 << 30), None);
         check("nodefs.available", "10%", (99, 1000), Some(Pressure::Disk));

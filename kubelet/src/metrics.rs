@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::AtomicU64, time::Duration};
 
+use keelson_component_base::metrics::Registry;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -11,7 +12,6 @@ use prometheus_client::{
         histogram::{Histogram, exponential_buckets},
     },
 };
-use keelson_component_base::metrics::Registry;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Operation {
@@ -94,17 +94,33 @@ impl Metrics {
         r.register("kubelet_running_pods", "Pods that have a running sandbox", self.running_pods.clone());
         r.register("kubelet_running_containers", "Containers by state", self.running_containers.clone());
         r.register("kubelet_runtime_operations", "Runtime operations by type", self.operations.clone());
-        r.register("kubelet_runtime_operations_errors", "Runtime operations that failed", self.operation_errors.clone());
+        r.register(
+            "kubelet_runtime_operations_errors",
+            "Runtime operations that failed",
+            self.operation_errors.clone(),
+        );
         let duration = self.operation_duration.clone();
         r.register("kubelet_runtime_operations_duration_seconds", "Duration of runtime operations", duration);
-        r.register("kubelet_pleg_relist_duration_seconds", "Duration of listing the runtime", self.relist_duration.clone());
-        r.register("kubelet_pod_start_duration_seconds", "From seeing a pod to its start", self.pod_start.clone());
+        r.register(
+            "kubelet_pleg_relist_duration_seconds",
+            "Duration of listing the runtime",
+            self.relist_duration.clone(),
+        );
+        r.register(
+            "kubelet_pod_start_duration_seconds",
+            "From seeing a pod to its start",
+            self.pod_start.clone(),
+        );
         r.register(
             "kubelet_pod_start_total_duration_seconds",
             "From a pod's creation to all of its containers running",
             self.pod_start_sli.clone(),
         );
-        r.register("kubelet_pod_worker_duration_seconds", "Duration of one synchronisation of a pod", self.pod_worker.clone());
+        r.register(
+            "kubelet_pod_worker_duration_seconds",
+            "Duration of one synchronisation of a pod",
+            self.pod_worker.clone(),
+        );
         r.register("prober_probe", "Probes by result", self.probes.clone());
         r.register("kubelet_started_pods", "Pods started", self.started_pods.clone());
         r.register("kubelet_started_containers", "Containers started", self.started_containers.clone());

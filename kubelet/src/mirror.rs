@@ -35,7 +35,10 @@ impl Mirrors {
 
     /// Makes the mirror, after removing an outdated one with that uid.
     pub fn ensure(&self, pod: Arc<Pod>, outdated: Option<String>) {
-        let (Some(namespace), Some(name)) = (pod.metadata.namespace.clone(), pod.metadata.name.clone()) else { return };
+        let (Some(namespace), Some(name)) = (pod.metadata.namespace.clone(), pod.metadata.name.clone())
+        else {
+            return;
+        };
         let key = (namespace.clone(), name.clone());
         if !self.pending.lock().insert(key.clone()) {
             return;
@@ -88,7 +91,12 @@ async fn delete(client: &Client, namespace: &str, name: &str, uid: &str) -> Resu
     }
 }
 
-async fn create(client: &Client, node_name: &str, pod: &Pod, outdated: Option<&str>) -> Result<(), kube::Error> {
+async fn create(
+    client: &Client,
+    node_name: &str,
+    pod: &Pod,
+    outdated: Option<&str>,
+) -> Result<(), kube::Error> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     if let (Some(uid), Some(name)) = (outdated, pod.metadata.name.as_deref()) {
         delete(client, namespace, name, uid).await?;

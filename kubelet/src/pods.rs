@@ -87,7 +87,8 @@ impl Pods {
         let metadata = &pod.metadata;
         let (Some(uid), Some(name)) = (metadata.uid.clone(), metadata.name.clone()) else { return };
         let key = (metadata.namespace.clone().unwrap_or_default(), name);
-        let mirrored = metadata.annotations.as_ref().and_then(|annotations| annotations.get(names::CONFIG_MIRROR));
+        let mirrored =
+            metadata.annotations.as_ref().and_then(|annotations| annotations.get(names::CONFIG_MIRROR));
         if let (Source::Api, Some(hash)) = (source, mirrored) {
             self.table.lock().mirrors.insert(key.clone(), (uid, hash.clone()));
             self.refresh_mirror(&key);
@@ -107,8 +108,14 @@ impl Pods {
             let desired = Desired { pod: pod.clone(), source, mirror, gone: false };
             let (worker, handle) = Worker::new(self.kubelet.clone(), desired);
             // A pod that runs already was admitted before.
-            let known = pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|p| p != "Pending");
-            if source == Source::Api && !known && metadata.deletion_timestamp.is_none()
+            let known = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.as_deref())
+                .is_some_and(|p| p != "Pending");
+            if source == Source::Api
+                && !known
+                && metadata.deletion_timestamp.is_none()
                 && let Err(refusal) = admission::admit(&self.kubelet, &pod, &others)
             {
                 handle.evict.send_replace(Some(refusal));
@@ -237,7 +244,9 @@ impl Pods {
     pub fn list(&self) -> Vec<(Arc<Pod>, PodStatus)> {
         let table = self.table.lock();
         let entries = table.entries.values();
-        entries.map(|entry| (entry.handle.desired.borrow().pod.clone(), entry.handle.status.borrow().clone())).collect()
+        entries
+            .map(|entry| (entry.handle.desired.borrow().pod.clone(), entry.handle.status.borrow().clone()))
+            .collect()
     }
 
     /// The pod of that name; a static one is also known by its mirror's uid.
@@ -249,7 +258,8 @@ impl Pods {
             metadata.name.as_deref() == Some(name)
                 && metadata.namespace.as_deref() == Some(namespace)
                 && uid.is_none_or(|uid| {
-                    metadata.uid.as_deref() == Some(uid) || desired.mirror.as_ref().is_some_and(|m| m.uid == uid)
+                    metadata.uid.as_deref() == Some(uid)
+                        || desired.mirror.as_ref().is_some_and(|m| m.uid == uid)
                 })
         });
         // Of namesakes, one that is not ending.
@@ -282,7 +292,8 @@ impl Pods {
                 _ => continue,
             };
             tracing::info!(namespace = pod.namespace, name = pod.name, uid, "ending a pod that nobody wants");
-            let grace = observed.containers.iter().find_map(|c| c.annotations.get(names::POD_GRACE)?.parse().ok());
+            let grace =
+                observed.containers.iter().find_map(|c| c.annotations.get(names::POD_GRACE)?.parse().ok());
             let mut named = Pod::default();
             named.metadata.name = Some(pod.name.clone());
             named.metadata.namespace = Some(pod.namespace.clone());

@@ -30,8 +30,7 @@ use crate::{
     pod::dns,
     pods::{API, FILE, Pods},
     runtime::{ConnectError, Runtime, events::Events as RuntimeEvents},
-    server,
-    source,
+    server, source,
     volumes::{Volumes, token::Tokens},
 };
 
@@ -91,12 +90,14 @@ pub async fn run(flags: Flags) -> Result<(), RunError> {
         .as_deref()
         .map(|path| keelson_client::connect(path, &keelson_client::user_agent("kubelet")))
         .transpose()?;
-    let root = std::path::absolute(&flags.root_dir).map_err(|e| RunError::Directory(flags.root_dir.clone(), e))?;
+    let root =
+        std::path::absolute(&flags.root_dir).map_err(|e| RunError::Directory(flags.root_dir.clone(), e))?;
     for directory in [root.join("pods"), config.pod_logs_dir.clone()] {
         std::fs::create_dir_all(&directory).map_err(|error| RunError::Directory(directory, error))?;
     }
     let addresses = if flags.node_ip.is_empty() { default_addresses().await } else { flags.node_ip.clone() };
-    let (kubelet, pods_slot) = build(&config, client.clone(), runtime, metrics, cgroups, &hostname, root, &addresses)?;
+    let (kubelet, pods_slot) =
+        build(&config, client.clone(), runtime, metrics, cgroups, &hostname, root, &addresses)?;
     kubelet.cgroups.prepare(crate::admission::allocatable(&kubelet)).map_err(RunError::Cgroups)?;
 
     let runtime_events = Arc::new(RuntimeEvents::new(kubelet.runtime.clone(), kubelet.metrics.clone()));
@@ -145,7 +146,13 @@ pub async fn run(flags: Flags) -> Result<(), RunError> {
     }
     if let Some(directory) = config.static_pod_path.clone() {
         let (pods, cancel) = (pods.clone(), cancel.clone());
-        tasks.spawn(source::file::run(directory, hostname.clone(), config.file_check_frequency, pods, cancel));
+        tasks.spawn(source::file::run(
+            directory,
+            hostname.clone(),
+            config.file_check_frequency,
+            pods,
+            cancel,
+        ));
     }
     tasks.spawn(pods.clone().housekeeping(cancel.clone()));
     tasks.spawn(images::gc::run(kubelet.clone(), cancel.clone()));
@@ -227,8 +234,8 @@ fn build(
         cache::start(api, cache::config(), context::service_env, cache::Indexers::default())
     });
     let capacity = capacity::machine();
-    let host_resolver =
-        dns::host_resolver(&config.resolv_conf).map_err(|e| RunError::Resolver(config.resolv_conf.clone(), e))?;
+    let host_resolver = dns::host_resolver(&config.resolv_conf)
+        .map_err(|e| RunError::Resolver(config.resolv_conf.clone(), e))?;
     let kubelet = Kubelet {
         node_name: hostname.to_owned(),
         images: Images::new(runtime.clone(), events.clone(), config.serialize_image_pulls),

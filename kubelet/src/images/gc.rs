@@ -43,11 +43,14 @@ async fn collect(kubelet: &Kubelet, seen: &mut Seen) -> crate::runtime::Result<(
             entry.1 = Some(now);
         }
     }
-    let Some(filesystem) = kubelet.runtime.image_fs_info(cri::ImageFsInfoRequest {}).await?.image_filesystems.pop() else {
+    let Some(filesystem) =
+        kubelet.runtime.image_fs_info(cri::ImageFsInfoRequest {}).await?.image_filesystems.pop()
+    else {
         return Ok(());
     };
     let Some(mountpoint) = filesystem.fs_id.map(|id| id.mountpoint) else { return Ok(()) };
-    let Some((capacity, available)) = crate::node::capacity::filesystem(std::path::Path::new(&mountpoint)) else {
+    let Some((capacity, available)) = crate::node::capacity::filesystem(std::path::Path::new(&mountpoint))
+    else {
         return Ok(());
     };
     let percent = 100 - available.saturating_mul(100) / capacity.max(1);

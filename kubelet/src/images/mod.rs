@@ -15,12 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     events::{Events, Type},
-    pod::{
-        backoff::Backoff,
-        plan::Kind,
-        reference as object,
-        security::ImageUser,
-    },
+    pod::{backoff::Backoff, plan::Kind, reference as object, security::ImageUser},
     runtime::Runtime,
     status::compute::Waiting,
 };
@@ -70,20 +65,25 @@ impl Images {
             let message = format!("Failed to apply default image tag {image:?}: {error}");
             fail("InvalidImageName", "InspectFailed", message)
         })?;
-        let policy = wanted.container.image_pull_policy.as_deref().unwrap_or(reference::default_policy(image));
-        let spec = cri::ImageSpec { image: tagged, user_specified_image: image.to_owned(), ..Default::default() };
+        let policy =
+            wanted.container.image_pull_policy.as_deref().unwrap_or(reference::default_policy(image));
+        let spec =
+            cri::ImageSpec { image: tagged, user_specified_image: image.to_owned(), ..Default::default() };
         let inspected = |error| {
             fail("ImageInspectError", "InspectFailed", format!("Failed to inspect image {image:?}: {error}"))
         };
         if policy != "Always" {
             match (self.inspect(&spec).await.map_err(inspected)?, policy) {
                 (Some(present), _) => {
-                    let message = format!("Container image {image:?} already present on machine and can be accessed by the pod");
+                    let message = format!(
+                        "Container image {image:?} already present on machine and can be accessed by the pod"
+                    );
                     self.events.record(&object, Type::Normal, "Pulled", &message);
                     return Ok(present);
                 }
                 (None, "Never") => {
-                    let message = format!("Container image {image:?} is not present with pull policy of Never");
+                    let message =
+                        format!("Container image {image:?} is not present with pull policy of Never");
                     return Err(fail("ErrImageNeverPull", "ErrImageNeverPull", message));
                 }
                 (None, _) => {}
@@ -104,7 +104,11 @@ impl Images {
                 backoff.forget(image);
                 let present = self.inspect_sized(&spec).await.map_err(inspected)?;
                 let present = present.ok_or_else(|| {
-                    fail("ErrImagePull", "Failed", format!("Failed to pull image {image:?}: it is not there after the pull"))
+                    fail(
+                        "ErrImagePull",
+                        "Failed",
+                        format!("Failed to pull image {image:?}: it is not there after the pull"),
+                    )
                 })?;
                 let message = format!(
                     "Successfully pulled image {image:?} in {took:.3?} ({waited:.3?} including waiting). Image size: {} bytes.",
@@ -116,7 +120,12 @@ impl Images {
             Err(error) => {
                 let error = format!("failed to pull image {image:?}: {error}");
                 backoff.next_with(image, now, now, &error);
-                self.events.record(&object, Type::Warning, "Failed", &format!("Failed to pull image {image:?}: {error}"));
+                self.events.record(
+                    &object,
+                    Type::Warning,
+                    "Failed",
+                    &format!("Failed to pull image {image:?}: {error}"),
+                );
                 Err(Waiting { reason: "ErrImagePull".to_owned(), message: error })
             }
         }

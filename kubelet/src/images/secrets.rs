@@ -41,9 +41,12 @@ pub fn for_image(secrets: &[Arc<Secret>], image: &str) -> Vec<cri::AuthConfig> {
 }
 
 fn entries(secret: &Secret) -> BTreeMap<String, Entry> {
-    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
+    let data =
+        |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
     if let Some(document) = data(".dockerconfigjson") {
-        return serde_json::from_slice::<Document>(document).map(|document| document.auths).unwrap_or_default();
+        return serde_json::from_slice::<Document>(document)
+            .map(|document| document.auths)
+            .unwrap_or_default();
     }
     data(".dockercfg").and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default()
 }
@@ -54,7 +57,13 @@ fn auth(entry: Entry, server_address: String) -> cri::AuthConfig {
         Some((user, password)) => (user.to_owned(), password.to_owned()),
         None => (entry.username, entry.password),
     };
-    cri::AuthConfig { username, password, identity_token: entry.identity_token, server_address, ..Default::default() }
+    cri::AuthConfig {
+        username,
+        password,
+        identity_token: entry.identity_token,
+        server_address,
+        ..Default::default()
+    }
 }
 
 fn normalize(server: &str) -> String {
@@ -72,8 +81,10 @@ fn matches(place: &str, wanted: &str) -> bool {
     let (host, path) = wanted.split_once('/').unwrap_or((wanted, ""));
     let globs: Vec<&str> = place_host.split('.').collect();
     let parts: Vec<&str> = host.split('.').collect();
-    let host_fits = globs.len() == parts.len() && globs.iter().zip(&parts).all(|(glob, part)| fits(glob, part));
-    let path_fits = place_path.is_empty() || path == place_path || path.starts_with(&format!("{place_path}/"));
+    let host_fits =
+        globs.len() == parts.len() && globs.iter().zip(&parts).all(|(glob, part)| fits(glob, part));
+    let path_fits =
+        place_path.is_empty() || path == place_path || path.starts_with(&format!("{place_path}/"));
     host_fits && path_fits
 }
 
@@ -101,7 +112,8 @@ mod tests {
         .unwrap();
         let secrets = [Arc::new(secret)];
         let check = |image: &str, expected: &[&str]| {
-            let users: Vec<String> = for_image(&secrets, image).into_iter().map(|auth| auth.username).collect();
+            let users: Vec<String> =
+                for_image(&secrets, image).into_iter().map(|auth| auth.username).collect();
             assert_eq!(users, expected, "{image}");
         };
         check("busybox", &["hub"]);

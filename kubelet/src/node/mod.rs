@@ -78,7 +78,8 @@ impl NodeReporter {
             }
         };
         let conditions = response.status.map(|status| status.conditions).unwrap_or_default();
-        let of = |kind: &str, prefix: &str| match conditions.iter().find(|condition| condition.r#type == kind) {
+        let of = |kind: &str, prefix: &str| match conditions.iter().find(|condition| condition.r#type == kind)
+        {
             Some(condition) if condition.status => Ok(()),
             Some(c) => Err(format!("{prefix}: {kind}=false reason:{} message:{}", c.reason, c.message)),
             None => Err(format!("{prefix}: {kind} is not reported")),
@@ -122,8 +123,15 @@ impl NodeReporter {
         labels.extend(self.labels.clone());
         let taints = &self.kubelet.config.register_with_taints;
         let node = Node {
-            metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels.clone()), ..ObjectMeta::default() },
-            spec: Some(NodeSpec { taints: (!taints.is_empty()).then(|| taints.clone()), ..NodeSpec::default() }),
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some(labels.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec {
+                taints: (!taints.is_empty()).then(|| taints.clone()),
+                ..NodeSpec::default()
+            }),
             status: Some(self.status(info, None).await),
         };
         match nodes.create(&PostParams::default(), &node).await {
@@ -145,7 +153,8 @@ impl NodeReporter {
         let (mut known, mut reported): (Option<NodeStatus>, Option<std::time::Instant>) = (None, None);
         loop {
             if known.is_none() {
-                known = nodes.get_opt(&self.kubelet.node_name).await.ok().flatten().and_then(|node| node.status);
+                known =
+                    nodes.get_opt(&self.kubelet.node_name).await.ok().flatten().and_then(|node| node.status);
             }
             let new = self.status(info, known.as_ref()).await;
             let due = reported.is_none_or(|at| at.elapsed() >= config.node_status_report_frequency);
@@ -176,7 +185,12 @@ impl NodeReporter {
         }
     }
 
-    async fn patch(&self, nodes: &Api<Node>, new: &NodeStatus, known: Option<&NodeStatus>) -> Result<(), kube::Error> {
+    async fn patch(
+        &self,
+        nodes: &Api<Node>,
+        new: &NodeStatus,
+        known: Option<&NodeStatus>,
+    ) -> Result<(), kube::Error> {
         let mut value = serde_json::to_value(new).unwrap_or_default();
         // Addresses merge by type upstream, which loses one of two of the same type: they are replaced as a whole.
         if known.is_some_and(|known| known.addresses != new.addresses)
@@ -200,7 +214,11 @@ impl NodeReporter {
             .into_iter()
             .filter_map(Result::err)
             .collect();
-        if problems.is_empty() { Ok(()) } else { Err(format!("[{}]", problems.join(", ")).replace("[[", "[")) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("[{}]", problems.join(", ")).replace("[[", "["))
+        }
     }
 
     async fn status(&self, info: &NodeSystemInfo, before: Option<&NodeStatus>) -> NodeStatus {
@@ -225,7 +243,8 @@ impl NodeReporter {
     }
 
     async fn system_info(&self) -> NodeSystemInfo {
-        let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let read =
+            |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
         let release = read("/etc/os-release");
         let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
         let version = self.kubelet.runtime.version(cri::VersionRequest { version: "v1".to_owned() }).await;
@@ -297,7 +316,10 @@ impl NodeReporter {
                     },
                     spec: Some(LeaseSpec {
                         holder_identity: Some(name.clone()),
-                        lease_duration_seconds: i32::try_from(self.kubelet.config.node_lease_duration_seconds).ok(),
+                        lease_duration_seconds: i32::try_from(
+                            self.kubelet.config.node_lease_duration_seconds,
+                        )
+                        .ok(),
                         renew_time: Some(now),
                         ..LeaseSpec::default()
                     }),
@@ -331,7 +353,11 @@ impl NodeReporter {
             };
             pause = RETRY;
             let spec = node.spec.unwrap_or_default();
-            let cidrs = spec.pod_cidrs.filter(|cidrs| !cidrs.is_empty()).map(|cidrs| cidrs.join(",")).or(spec.pod_cidr);
+            let cidrs = spec
+                .pod_cidrs
+                .filter(|cidrs| !cidrs.is_empty())
+                .map(|cidrs| cidrs.join(","))
+                .or(spec.pod_cidr);
             if let Some(cidr) = cidrs.filter(|cidr| !cidr.is_empty() && *cidr != told) {
                 match self.update_pod_cidr(&cidr).await {
                     Ok(()) => told = cidr,

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+        ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+        NodeSystemInfo,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
@@ -84,7 +85,8 @@ pub fn status(measured: &Measured, before: Option<&NodeStatus>, now: Timestamp) 
 }
 
 fn resources(amounts: Amounts, storage: u64, pods: u32) -> BTreeMap<String, Quantity> {
-    let cpu = if amounts.cpu % 1000 == 0 { (amounts.cpu / 1000).to_string() } else { format!("{}m", amounts.cpu) };
+    let cpu =
+        if amounts.cpu % 1000 == 0 { (amounts.cpu / 1000).to_string() } else { format!("{}m", amounts.cpu) };
     [
         ("cpu", cpu),
         ("memory", format!("{}Ki", amounts.memory / 1024)),
@@ -188,7 +190,10 @@ mod tests {
         assert!(differs(&same, &down));
         let check = |status: &NodeStatus, kind: &str, value: &str, since: i64| {
             let condition = status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap();
-            assert_eq!((condition.status.as_str(), &condition.last_transition_time), (value, &Some(Time(at(since)))));
+            assert_eq!(
+                (condition.status.as_str(), &condition.last_transition_time),
+                (value, &Some(Time(at(since))))
+            );
         };
         check(&same, "Ready", "True", 1);
         check(&down, "Ready", "False", 3);

@@ -110,7 +110,11 @@ mod tests {
             let left = backoff.remaining("c", at(now), at(now));
             assert_eq!(left, Some(Duration::from_secs(expected)));
             now += i64::try_from(expected).unwrap();
-            assert_eq!(backoff.remaining("c", at(now - 1), at(now + 299)), None, "the pause counts from the failure");
+            assert_eq!(
+                backoff.remaining("c", at(now - 1), at(now + 299)),
+                None,
+                "the pause counts from the failure"
+            );
         }
         let later = now + 601;
         assert_eq!(backoff.remaining("c", at(later), at(later)), None, "ten quiet minutes are forgiven");
@@ -120,7 +124,8 @@ mod tests {
 
     #[test]
     fn prints_as_go() {
-        let check = |seconds: u64, expected: &str| assert_eq!(go_seconds(Duration::from_secs(seconds)), expected);
+        let check =
+            |seconds: u64, expected: &str| assert_eq!(go_seconds(Duration::from_secs(seconds)), expected);
         check(10, "10s");
         check(80, "1m20s");
         check(300, "5m0s");

@@ -1,7 +1,7 @@
 //! A container's configuration for CRI, from its spec and what was prepared for it. Pure.
 
-use keelson_proto::cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use keelson_proto::cri;
 
 use super::{env, resources, security};
 use crate::runtime::names;
@@ -52,7 +52,10 @@ pub fn config(inputs: ContainerInputs<'_>) -> cri::ContainerConfig {
         linux.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
     }
     cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt: inputs.restart_count }),
+        metadata: Some(cri::ContainerMetadata {
+            name: container.name.clone(),
+            attempt: inputs.restart_count,
+        }),
         image: Some(cri::ImageSpec {
             image: inputs.image_ref,
             user_specified_image: container.image.clone().unwrap_or_default(),
@@ -70,9 +73,19 @@ pub fn config(inputs: ContainerInputs<'_>) -> cri::ContainerConfig {
         tty: container.tty == Some(true),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(linux),
-            security_context: Some(security::context(pod, container, &inputs.image_user, inputs.target, inputs.root)),
+            security_context: Some(security::context(
+                pod,
+                container,
+                &inputs.image_user,
+                inputs.target,
+                inputs.root,
+            )),
         }),
-        envs: inputs.environment.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into_bytes() }).collect(),
+        envs: inputs
+            .environment
+            .into_iter()
+            .map(|(key, value)| cri::KeyValue { key, value: value.into_bytes() })
+            .collect(),
         ..Default::default()
     }
 }

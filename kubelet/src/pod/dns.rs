@@ -4,8 +4,8 @@
 
 use std::net::IpAddr;
 
-use keelson_proto::cri;
 use k8s_openapi::api::core::v1::Pod;
+use keelson_proto::cri;
 
 /// glibc's limits; beyond them names are dropped, as upstream does.
 const MAX_SERVERS: usize = 3;
@@ -48,7 +48,9 @@ pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str, host_file: Op
             );
             for ip in ips {
                 match &domain {
-                    Some(domain) if name.ends_with(domain.as_str()) => text.push_str(&format!("{ip}\t{name}\n")),
+                    Some(domain) if name.ends_with(domain.as_str()) => {
+                        text.push_str(&format!("{ip}\t{name}\n"))
+                    }
                     Some(domain) => text.push_str(&format!("{ip}\t{name}.{domain}\t{name}\n")),
                     None => text.push_str(&format!("{ip}\t{name}\n")),
                 }
@@ -60,7 +62,11 @@ pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str, host_file: Op
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");
         for alias in aliases {
-            text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.as_deref().unwrap_or_default().join("\t")));
+            text.push_str(&format!(
+                "{}\t{}\n",
+                alias.ip,
+                alias.hostnames.as_deref().unwrap_or_default().join("\t")
+            ));
         }
     }
     text
@@ -89,8 +95,10 @@ pub fn parse(text: &str) -> Resolver {
             Some("nameserver") => resolver.servers.extend(words.next().map(str::to_owned)),
             // The last search line wins; a lone dot is no name.
             Some("search") => {
-                resolver.searches =
-                    words.filter(|word| *word != ".").map(|word| word.trim_end_matches('.').to_owned()).collect();
+                resolver.searches = words
+                    .filter(|word| *word != ".")
+                    .map(|word| word.trim_end_matches('.').to_owned())
+                    .collect();
             }
             Some("options") => resolver.options = words.map(str::to_owned).collect(),
             _ => {}
@@ -157,7 +165,8 @@ mod tests {
     use super::*;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec})).unwrap()
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}))
+            .unwrap()
     }
 
     #[test]
@@ -175,17 +184,23 @@ mod tests {
         check(serde_json::json!({"hostNetwork": true}), "1.1.1.1", "corp", "ndots:1");
         check(
             serde_json::json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
-            "10.96.0.10", cluster, "ndots:5",
+            "10.96.0.10",
+            cluster,
+            "ndots:5",
         );
         check(serde_json::json!({"dnsPolicy": "Default"}), "1.1.1.1", "corp", "ndots:1");
         check(
             serde_json::json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["9.9.9.9"], "searches": ["a"],
                 "options": [{"name": "ndots", "value": "2"}, {"name": "debug"}]}}),
-            "9.9.9.9", "a", "ndots:2 debug",
+            "9.9.9.9",
+            "a",
+            "ndots:2 debug",
         );
         check(
             serde_json::json!({"dnsConfig": {"options": [{"name": "ndots", "value": "2"}]}}),
-            "10.96.0.10", cluster, "ndots:2",
+            "10.96.0.10",
+            cluster,
+            "ndots:2",
         );
     }
 
@@ -200,7 +215,15 @@ mod tests {
             assert!(file.lines().any(|l| l == line), "{file}");
         };
         check(serde_json::json!({}), "p", "10.0.0.1\tp");
-        check(serde_json::json!({"hostname": "h", "subdomain": "s"}), "h", "10.0.0.1\th.s.n.svc.cluster.local\th");
-        check(serde_json::json!({"hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}), "p", "1.2.3.4\ta\tb");
+        check(
+            serde_json::json!({"hostname": "h", "subdomain": "s"}),
+            "h",
+            "10.0.0.1\th.s.n.svc.cluster.local\th",
+        );
+        check(
+            serde_json::json!({"hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
+            "p",
+            "1.2.3.4\ta\tb",
+        );
     }
 }

@@ -55,11 +55,12 @@ pub fn references(container: &Container) -> (Vec<String>, Vec<String>) {
 /// The environment, in order; later names win over earlier ones.
 pub fn environment(container: &Container, sources: &Sources<'_>) -> Result<Vec<(String, String)>, EnvError> {
     let mut variables: Vec<(String, String)> = Vec::new();
-    let set = |variables: &mut Vec<(String, String)>, name: String, value: String| {
-        match variables.iter_mut().find(|(known, _)| *known == name) {
-            Some(variable) => variable.1 = value,
-            None => variables.push((name, value)),
-        }
+    let set = |variables: &mut Vec<(String, String)>, name: String, value: String| match variables
+        .iter_mut()
+        .find(|(known, _)| *known == name)
+    {
+        Some(variable) => variable.1 = value,
+        None => variables.push((name, value)),
     };
     for (name, value) in env_from(container, sources)? {
         set(&mut variables, name, value);
@@ -126,7 +127,11 @@ fn config_map<'a>(
     }
 }
 
-fn secret<'a>(sources: &'a Sources<'_>, name: &str, optional: Option<bool>) -> Result<Option<&'a Secret>, EnvError> {
+fn secret<'a>(
+    sources: &'a Sources<'_>,
+    name: &str,
+    optional: Option<bool>,
+) -> Result<Option<&'a Secret>, EnvError> {
     match sources.secrets.get(name).and_then(Option::as_deref) {
         Some(secret) => Ok(Some(secret)),
         None if optional == Some(true) => Ok(None),
@@ -163,7 +168,10 @@ fn value_from(
         return match secret.data.as_ref().and_then(|data| data.get(&reference.key)) {
             Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
             None if reference.optional == Some(true) => Ok(None),
-            None => Err(EnvError(format!("couldn't find key {} in Secret {namespace}/{}", reference.key, reference.name))),
+            None => Err(EnvError(format!(
+                "couldn't find key {} in Secret {namespace}/{}",
+                reference.key, reference.name
+            ))),
         };
     }
     if source.file_key_ref.is_some() {
@@ -208,7 +216,9 @@ pub fn field_path(pod: &Pod, path: &str) -> Result<String, EnvError> {
         "metadata.labels" => lines(&metadata.labels),
         "metadata.annotations" => lines(&metadata.annotations),
         "spec.nodeName" => text(&pod.spec.as_ref().and_then(|spec| spec.node_name.clone())),
-        "spec.serviceAccountName" => text(&pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone())),
+        "spec.serviceAccountName" => {
+            text(&pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone()))
+        }
         _ => Err(EnvError(format!("unsupported fieldPath: {path}"))),
     }
 }
@@ -250,8 +260,18 @@ pub fn resource_value(
     let (requests, limits) =
         (resources::requests(container.resources.as_ref()), resources::limits(container.resources.as_ref()));
     let or_node = |value: i64, node: i64| if value > 0 { value } else { node };
-    let storage = |list: fn(&k8s_openapi::api::core::v1::ResourceRequirements) -> Option<&BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
-        container.resources.as_ref().and_then(list).and_then(|l| l.get("ephemeral-storage")).and_then(resources::units).unwrap_or(0)
+    let storage = |list: fn(
+        &k8s_openapi::api::core::v1::ResourceRequirements,
+    ) -> Option<
+        &BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+    >| {
+        container
+            .resources
+            .as_ref()
+            .and_then(list)
+            .and_then(|l| l.get("ephemeral-storage"))
+            .and_then(resources::units)
+            .unwrap_or(0)
     };
     let (value, cpu) = match selector.resource.as_str() {
         "limits.cpu" => (or_node(limits.cpu, node.cpu), true),
@@ -371,19 +391,24 @@ mod tests {
         let mut config_maps = HashMap::from([("m".to_owned(), Some(std::sync::Arc::new(map)))]);
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let run = |config_maps: &HashMap<_, _>| {
-            environment(container, &Sources {
-                pod: &pod,
-                config_maps,
-                secrets: &HashMap::new(),
-                services: &services,
-                pod_ips: &[],
-                host_ips: &[],
-                node: resources::Amounts { cpu: 2000, memory: 3 << 20 },
-                node_name: "node",
-            })
+            environment(
+                container,
+                &Sources {
+                    pod: &pod,
+                    config_maps,
+                    secrets: &HashMap::new(),
+                    services: &services,
+                    pod_ips: &[],
+                    host_ips: &[],
+                    node: resources::Amounts { cpu: 2000, memory: 3 << 20 },
+                    node_name: "node",
+                },
+            )
         };
         let env: HashMap<_, _> = run(&config_maps).unwrap().into_iter().collect();
-        let check = |name: &str, expected: &str| assert_eq!(env.get(name).map(String::as_str), Some(expected), "{name}");
+        let check = |name: &str, expected: &str| {
+            assert_eq!(env.get(name).map(String::as_str), Some(expected), "{name}")
+        };
         check("P_k", "v");
         check("X", "v-10.0.0.9");
         check("L", "a=\"b\\\"c\"");

@@ -22,7 +22,8 @@ pub async fn run(runtime: &Runtime, handler: &LifecycleHandler, target: &Target<
     if let Some(exec) = &handler.exec {
         let command = exec.command.clone().unwrap_or_default();
         let shown = command.join(" ");
-        let result = runtime.exec_sync(target.id, command, Duration::ZERO).await.map_err(|error| error.to_string())?;
+        let result =
+            runtime.exec_sync(target.id, command, Duration::ZERO).await.map_err(|error| error.to_string())?;
         if result.exit_code != 0 {
             let output = [result.stdout, result.stderr].concat();
             return Err(format!(
@@ -34,7 +35,8 @@ pub async fn run(runtime: &Runtime, handler: &LifecycleHandler, target: &Target<
         return Ok(());
     }
     if let Some(get) = &handler.http_get {
-        let request = http::Request::of(get, target.container, target.ip.unwrap_or_default(), "kube-lifecycle")?;
+        let request =
+            http::Request::of(get, target.container, target.ip.unwrap_or_default(), "kube-lifecycle")?;
         // Whatever the server answers, it was told.
         return http::get(&request, Duration::from_secs(60)).await.map(|_| ());
     }

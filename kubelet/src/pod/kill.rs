@@ -37,10 +37,8 @@ pub async fn pod(kubelet: &Kubelet, pod: &Pod, observed: &ObservedPod, grace: i6
     let running = || observed.containers.iter().filter(|container| container.may_run());
     let ip = observed.ready_sandbox().and_then(|sandbox| sandbox.ips.first()).map(String::as_str);
     let regular = running().filter(|container| !sidecars.contains(&container.name.as_str()));
-    let stopped = futures::future::join_all(
-        regular.map(|found| container(kubelet, pod, found, ip, grace, None)),
-    )
-    .await;
+    let stopped =
+        futures::future::join_all(regular.map(|found| container(kubelet, pod, found, ip, grace, None))).await;
     stopped.into_iter().collect::<Result<Vec<()>>>()?;
     for name in sidecars.iter().rev() {
         for found in running().filter(|container| container.name == *name) {
@@ -100,7 +98,9 @@ pub async fn container(
                 let message = format!("PreStopHook failed: {error}");
                 kubelet.events.record(&object, Type::Warning, "FailedPreStopHook", &message);
             }
-            Err(_) => tracing::warn!(container = container.name, "the preStop hook took the whole grace period"),
+            Err(_) => {
+                tracing::warn!(container = container.name, "the preStop hook took the whole grace period")
+            }
         }
     }
     let spent = i64::try_from(started.elapsed().as_secs()).unwrap_or(i64::MAX);

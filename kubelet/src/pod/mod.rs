@@ -74,7 +74,12 @@ pub fn log_directory(namespace: &str, name: &str, uid: &str) -> String {
 /// An event's object: the pod, or one of its containers.
 pub fn reference(pod: &Pod, container: Option<(plan::Kind, &str)>) -> ObjectReference {
     // An event about a static pod is about its mirror, whose uid kubectl knows.
-    let uid = pod.metadata.annotations.as_ref().and_then(|a| a.get(names::CONFIG_HASH)).or(pod.metadata.uid.as_ref());
+    let uid = pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(names::CONFIG_HASH))
+        .or(pod.metadata.uid.as_ref());
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),

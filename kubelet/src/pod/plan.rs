@@ -110,7 +110,9 @@ pub fn container_of(spec: &PodSpec, slot: Slot) -> Option<std::borrow::Cow<'_, S
     match slot.kind {
         Kind::Init => spec.init_containers.as_ref()?.get(slot.index).map(Borrowed),
         Kind::Regular => spec.containers.get(slot.index).map(Borrowed),
-        Kind::Ephemeral => spec.ephemeral_containers.as_ref()?.get(slot.index).map(|c| Owned(from_ephemeral(c))),
+        Kind::Ephemeral => {
+            spec.ephemeral_containers.as_ref()?.get(slot.index).map(|c| Owned(from_ephemeral(c)))
+        }
     }
 }
 
@@ -165,7 +167,8 @@ pub fn plan(pod: &Pod, observed: &ObservedPod, verdicts: &Verdicts) -> Plan {
     let mut keep = 0;
     for (index, container) in spec.containers.iter().enumerate() {
         let slot = Slot { kind: Kind::Regular, index };
-        match decide(container, observed.container(&container.name), policy.of_container(container), verdicts) {
+        match decide(container, observed.container(&container.name), policy.of_container(container), verdicts)
+        {
             Decision::Start => plan.start.push(slot),
             Decision::Leave => {}
             Decision::Keep => keep += 1,
@@ -195,11 +198,18 @@ enum Decision {
     Restart(Kill, bool),
 }
 
-fn decide(container: &Spec, found: Option<&Container>, policy: RestartPolicy, verdicts: &Verdicts) -> Decision {
+fn decide(
+    container: &Spec,
+    found: Option<&Container>,
+    policy: RestartPolicy,
+    verdicts: &Verdicts,
+) -> Decision {
     let Some(found) = found else { return Decision::Start };
     match &found.state {
         // Created but never started: the kubelet was killed between the two calls.
-        State::Created => Decision::Restart(kill(found, KillCause::Unknown, "was never started".to_owned()), true),
+        State::Created => {
+            Decision::Restart(kill(found, KillCause::Unknown, "was never started".to_owned()), true)
+        }
         State::Unknown => {
             let message = "is in unknown state, try killing it before restart".to_owned();
             Decision::Restart(kill(found, KillCause::Unknown, message), true)

@@ -2,8 +2,10 @@ use super::*;
 use crate::runtime::observe::Sandbox;
 
 fn pod(spec: serde_json::Value) -> Pod {
-    serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec}))
-        .unwrap()
+    serde_json::from_value(
+        serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec}),
+    )
+    .unwrap()
 }
 
 fn one(policy: &str) -> Pod {
@@ -141,7 +143,7 @@ fn failed_probes_and_changed_images_restart() {
         ..Default::default()
     };
     check_probed(&one("Always"), "ready", &["c:run"], &failed, "-c +0");
-    check_probed(&one("Never"), "ready", &["c:run"], &failed, "-c");
+    check_probed(&one("Never"), "ready", &["c:run"], &failed, "pod -c");
     let mut changed = one("Always");
     changed.spec.as_mut().unwrap().containers[0].image = Some("other".into());
     check(&changed, "ready", &["c:run"], "-c +0");

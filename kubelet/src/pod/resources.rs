@@ -59,7 +59,8 @@ impl Amounts {
 pub fn requests(resources: Option<&ResourceRequirements>) -> Amounts {
     let requests = Amounts::of(resources.and_then(|r| r.requests.as_ref()));
     let limits = limits(resources);
-    let set = |name: &str| resources.and_then(|r| r.requests.as_ref()).is_some_and(|list| list.contains_key(name));
+    let set =
+        |name: &str| resources.and_then(|r| r.requests.as_ref()).is_some_and(|list| list.contains_key(name));
     Amounts {
         cpu: if set("cpu") { requests.cpu } else { limits.cpu },
         memory: if set("memory") { requests.memory } else { limits.memory },
@@ -96,7 +97,8 @@ pub fn qos(spec: &PodSpec) -> &'static str {
     let mut guaranteed = true;
     let mut any = false;
     for container in all() {
-        let (requests, limits) = (requests(container.resources.as_ref()), limits(container.resources.as_ref()));
+        let (requests, limits) =
+            (requests(container.resources.as_ref()), limits(container.resources.as_ref()));
         any |= requests.cpu > 0 || requests.memory > 0;
         guaranteed &= limits.cpu > 0 && limits.memory > 0 && requests == limits;
     }
@@ -127,7 +129,8 @@ pub fn oom_score(spec: &PodSpec, container: &Container, node_memory: i64) -> i64
         BEST_EFFORT => 1000,
         _ => {
             let request = requests(container.resources.as_ref()).memory;
-            let score = 1000 - i64::try_from(1000 * i128::from(request) / i128::from(node_memory.max(1))).unwrap_or(1000);
+            let score = 1000
+                - i64::try_from(1000 * i128::from(request) / i128::from(node_memory.max(1))).unwrap_or(1000);
             score.clamp(3, 999)
         }
     }
@@ -144,7 +147,8 @@ pub struct PodLimits {
 /// A pod is only limited where all of its containers are.
 pub fn pod_limits(spec: &PodSpec, cfs_quota: bool) -> PodLimits {
     let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let limited = |of: fn(Amounts) -> i64| all().all(|container| of(limits(container.resources.as_ref())) > 0);
+    let limited =
+        |of: fn(Amounts) -> i64| all().all(|container| of(limits(container.resources.as_ref())) > 0);
     let overhead = Amounts::of(spec.overhead.as_ref());
     let sum = total(spec, |container| limits(container.resources.as_ref())).plus(overhead);
     let bounded = qos(spec) != BEST_EFFORT;
@@ -160,7 +164,8 @@ mod tests {
     use super::*;
 
     fn spec(resources: serde_json::Value) -> PodSpec {
-        serde_json::from_value(serde_json::json!({"containers": [{"name": "c", "resources": resources}]})).unwrap()
+        serde_json::from_value(serde_json::json!({"containers": [{"name": "c", "resources": resources}]}))
+            .unwrap()
     }
 
     #[test]
@@ -173,7 +178,11 @@ mod tests {
         };
         check(serde_json::json!({}), BEST_EFFORT, (2, 0, 0));
         check(serde_json::json!({"requests": {"cpu": "100m"}}), BURSTABLE, (102, 0, 0));
-        check(serde_json::json!({"limits": {"cpu": "1", "memory": "1Mi"}}), GUARANTEED, (1024, 100_000, 1 << 20));
+        check(
+            serde_json::json!({"limits": {"cpu": "1", "memory": "1Mi"}}),
+            GUARANTEED,
+            (1024, 100_000, 1 << 20),
+        );
         check(
             serde_json::json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1", "memory": "1Mi"}}),
             BURSTABLE,

@@ -1,7 +1,7 @@
 //! The sandbox's configuration: names, DNS, ports, namespaces, cgroup parent. Pure.
 
-use keelson_proto::cri;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use keelson_proto::cri;
 
 use super::{dns, security};
 use crate::runtime::names;
@@ -49,7 +49,11 @@ pub fn config(inputs: &SandboxInputs<'_>) -> cri::PodSandboxConfig {
 }
 
 fn port_mappings(spec: &PodSpec) -> Vec<cri::PortMapping> {
-    let ports = spec.containers.iter().chain(spec.init_containers.iter().flatten()).flat_map(|c| c.ports.iter().flatten());
+    let ports = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .flat_map(|c| c.ports.iter().flatten());
     ports
         .map(|port| cri::PortMapping {
             protocol: match port.protocol.as_deref() {

@@ -1,13 +1,24 @@
 //! Security contexts: pod and container settings merged into what CRI takes. Pure.
 
+use k8s_openapi::api::core::v1::{
+    Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
+};
 use keelson_proto::cri;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext};
 
 /// Paths under /proc and /sys that an ordinary container must not see, and those it must not write: the runtime
 /// default of upstream.
 const MASKED: &[&str] = &[
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -27,7 +38,9 @@ pub fn groups_policy(context: Option<&PodSecurityContext>) -> cri::SupplementalG
 /// Which namespaces are the host's, the pod's or the container's own; `target`: id of the container that an ephemeral
 /// one looks into.
 pub fn namespaces(spec: &PodSpec, target: Option<String>) -> cri::NamespaceOption {
-    let host = |flag: Option<bool>| if flag == Some(true) { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod };
+    let host = |flag: Option<bool>| {
+        if flag == Some(true) { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod }
+    };
     let pid = if spec.host_pid == Some(true) {
         cri::NamespaceMode::Node
     } else if target.is_some() {
@@ -78,7 +91,8 @@ pub fn verify_non_root(pod: &Pod, container: &Container, image: &ImageUser) -> R
     let spec = pod.spec.as_ref();
     let pod_context = spec.and_then(|spec| spec.security_context.as_ref());
     let own = container.security_context.as_ref();
-    let non_root = own.and_then(|c| c.run_as_non_root).or_else(|| pod_context.and_then(|c| c.run_as_non_root));
+    let non_root =
+        own.and_then(|c| c.run_as_non_root).or_else(|| pod_context.and_then(|c| c.run_as_non_root));
     if non_root != Some(true) {
         return Ok(());
     }
@@ -110,9 +124,12 @@ pub fn context(
     let user = own.run_as_user.or_else(|| pod_context.and_then(|c| c.run_as_user)).or(image.uid);
     let group = own.run_as_group.or_else(|| pod_context.and_then(|c| c.run_as_group));
     let privileged = own.privileged == Some(true);
-    let profile = own.seccomp_profile.as_ref().or_else(|| pod_context.and_then(|c| c.seccomp_profile.as_ref()));
+    let profile =
+        own.seccomp_profile.as_ref().or_else(|| pod_context.and_then(|c| c.seccomp_profile.as_ref()));
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked");
-    let paths = |list: &[&str]| if unmasked { Vec::new() } else { list.iter().map(|&path| path.to_owned()).collect() };
+    let paths = |list: &[&str]| {
+        if unmasked { Vec::new() } else { list.iter().map(|&path| path.to_owned()).collect() }
+    };
     cri::LinuxContainerSecurityContext {
         capabilities: own.capabilities.as_ref().map(|capabilities| cri::Capability {
             add_capabilities: capabilities.add.clone().unwrap_or_default(),
@@ -130,7 +147,11 @@ pub fn context(
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(MASKED),
         readonly_paths: paths(READ_ONLY),
-        seccomp: Some(if privileged && profile.is_none() { seccomp(None, root) } else { seccomp(profile, root) }),
+        seccomp: Some(if privileged && profile.is_none() {
+            seccomp(None, root)
+        } else {
+            seccomp(profile, root)
+        }),
         ..Default::default()
     }
 }
@@ -141,15 +162,16 @@ mod tests {
 
     #[test]
     fn root_is_refused_where_it_is_forbidden() {
-        let check = |pod: serde_json::Value, own: serde_json::Value, image: (Option<i64>, &str), expected: &str| {
-            let pod: Pod = serde_json::from_value(serde_json::json!({
+        let check =
+            |pod: serde_json::Value, own: serde_json::Value, image: (Option<i64>, &str), expected: &str| {
+                let pod: Pod = serde_json::from_value(serde_json::json!({
                 "metadata": {"name": "p", "namespace": "n", "uid": "u"},
                 "spec": {"securityContext": pod, "containers": [{"name": "c", "securityContext": own}]}}))
-            .unwrap();
-            let image = ImageUser { uid: image.0, username: image.1.into() };
-            let result = verify_non_root(&pod, &pod.spec.as_ref().unwrap().containers[0], &image);
-            assert_eq!(result.err().unwrap_or_default(), expected);
-        };
+                .unwrap();
+                let image = ImageUser { uid: image.0, username: image.1.into() };
+                let result = verify_non_root(&pod, &pod.spec.as_ref().unwrap().containers[0], &image);
+                assert_eq!(result.err().unwrap_or_default(), expected);
+            };
         let on = serde_json::json!({"runAsNonRoot": true});
         let none = || serde_json::json!({});
         let place = "(pod: \"p_n(u)\", container: c)";
@@ -161,8 +183,9 @@ mod tests {
         check(on.clone(), serde_json::json!({"runAsNonRoot": false}), (Some(0), ""), "");
         let policy = format!("container's runAsUser breaks non-root policy {place}");
         check(none(), serde_json::json!({"runAsNonRoot": true, "runAsUser": 0}), (None, ""), &policy);
-        let named =
-            format!("container has runAsNonRoot and image has non-numeric user (www), cannot verify user is non-root {place}");
+        let named = format!(
+            "container has runAsNonRoot and image has non-numeric user (www), cannot verify user is non-root {place}"
+        );
         check(on, none(), (None, "www"), &named);
     }
 }

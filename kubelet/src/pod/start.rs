@@ -56,11 +56,16 @@ pub fn sandbox_config(kubelet: &Kubelet, pod: &Pod, spec: &PodSpec, attempt: u32
 ///
 /// # Errors
 /// The sentence of a FailedCreatePodSandBox event.
-pub async fn sandbox(kubelet: &Kubelet, config: cri::PodSandboxConfig, handler: &str) -> Result<String, String> {
+pub async fn sandbox(
+    kubelet: &Kubelet,
+    config: cri::PodSandboxConfig,
+    handler: &str,
+) -> Result<String, String> {
     let failed = |error: String| format!("Failed to create pod sandbox: {error}");
     tokio::fs::create_dir_all(&config.log_directory).await.map_err(|error| failed(error.to_string()))?;
     let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
-    let response = kubelet.runtime.run_pod_sandbox(request).await.map_err(|error| failed(error.to_string()))?;
+    let response =
+        kubelet.runtime.run_pod_sandbox(request).await.map_err(|error| failed(error.to_string()))?;
     kubelet.metrics.sandbox_started();
     Ok(response.pod_sandbox_id)
 }
@@ -97,8 +102,8 @@ pub async fn container(
         .map_err(|message| failed("CreateContainerConfigError", message))?;
     let environment =
         environment(around, spec).await.map_err(|message| failed("CreateContainerConfigError", message))?;
-    let mounts =
-        mounts(around, spec, restart_count, &environment).map_err(|message| failed("CreateContainerConfigError", message))?;
+    let mounts = mounts(around, spec, restart_count, &environment)
+        .map_err(|message| failed("CreateContainerConfigError", message))?;
     let target = (slot.kind == Kind::Ephemeral).then(|| target(around, slot)).flatten();
     let config = container::config(ContainerInputs {
         pod: around.pod,
@@ -168,11 +173,17 @@ async fn environment(around: &Surroundings<'_>, spec: &Container) -> Result<Vec<
     let (config_map_names, secret_names) = env::references(spec);
     let (mut config_maps, mut secrets) = (HashMap::new(), HashMap::new());
     for name in config_map_names {
-        let found = kubelet.volumes.config_maps.get(namespace, &name, uid).await.map_err(|error| error.to_string())?;
+        let found = kubelet
+            .volumes
+            .config_maps
+            .get(namespace, &name, uid)
+            .await
+            .map_err(|error| error.to_string())?;
         config_maps.insert(name, found);
     }
     for name in secret_names {
-        let found = kubelet.volumes.secrets.get(namespace, &name, uid).await.map_err(|error| error.to_string())?;
+        let found =
+            kubelet.volumes.secrets.get(namespace, &name, uid).await.map_err(|error| error.to_string())?;
         secrets.insert(name, found);
     }
     let host_ips = kubelet.host_ips();
@@ -221,7 +232,10 @@ fn mounts(
                 .join(index.to_string());
             subpath::bind(volume, &sub_path, &target).map_err(|error| {
                 tracing::warn!(%error, sub_path, "preparing a subPath");
-                format!("failed to prepare subPath for volumeMount {:?} of container {:?}", mount.name, spec.name)
+                format!(
+                    "failed to prepare subPath for volumeMount {:?} of container {:?}",
+                    mount.name, spec.name
+                )
             })?;
             target
         };
@@ -263,8 +277,12 @@ fn own_files(
     let host_network = around.spec.host_network == Some(true);
     if !container::mounted_at(mounts, "/etc/hosts") && (host_network || !around.sandbox.ips.is_empty()) {
         let host_file = host_network.then(|| std::fs::read_to_string("/etc/hosts")).transpose()?;
-        let content =
-            dns::hosts_file(around.pod, &around.sandbox.ips, around.kubelet.cluster_domain(), host_file.as_deref());
+        let content = dns::hosts_file(
+            around.pod,
+            &around.sandbox.ips,
+            around.kubelet.cluster_domain(),
+            host_file.as_deref(),
+        );
         mounts.push(file("/etc/hosts", &volumes.write_pod_file(uid, "etc-hosts", &content)?));
     }
     let path = spec.termination_message_path.as_deref().unwrap_or("/dev/termination-log");

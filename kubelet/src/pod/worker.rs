@@ -109,7 +109,9 @@ impl Worker {
             .chain(&status.init_container_statuses)
             .flatten()
             .filter(|status| status.ready)
-            .filter_map(|status| status.container_id.as_deref()?.split_once("://").map(|(_, id)| id.to_owned()))
+            .filter_map(|status| {
+                status.container_id.as_deref()?.split_once("://").map(|(_, id)| id.to_owned())
+            })
             .collect();
         let publisher = kubelet.client.clone().map(|client| Publisher::start(client, pod.status.as_ref()));
         let (desired, receiver) = watch::channel(desired);
@@ -239,7 +241,9 @@ impl Worker {
             }
         }
         for victim in &plan.kill {
-            let Some(found) = observed.containers.iter().find(|container| container.id == victim.id) else { continue };
+            let Some(found) = observed.containers.iter().find(|container| container.id == victim.id) else {
+                continue;
+            };
             let grace = probe_grace(spec, victim).unwrap_or_else(|| desired.grace());
             let ip = observed.ready_sandbox().and_then(|sandbox| sandbox.ips.first()).map(String::as_str);
             let killed = kill::container(&kubelet, pod, found, ip, grace, Some(&victim.message)).await;
@@ -277,7 +281,10 @@ impl Worker {
         let kubelet = self.kubelet.clone();
         let limits = resources::pod_limits(spec, kubelet.config.cpu_cfs_quota);
         if let Err(error) = kubelet.cgroups.make_pod(&self.uid, resources::qos(spec), limits) {
-            let message = format!("failed to ensure that the pod: {} cgroups exist and are correctly applied: {error}", self.uid);
+            let message = format!(
+                "failed to ensure that the pod: {} cgroups exist and are correctly applied: {error}",
+                self.uid
+            );
             return Err(self.sync_failed(pod, "FailedCreatePodContainer", &message));
         }
         match kubelet.volumes.mount(pod).await {
@@ -287,7 +294,12 @@ impl Worker {
                 Ok(())
             }
             Err(error) => {
-                kubelet.events.record(&reference(pod, None), Type::Warning, "FailedMount", &error.to_string());
+                kubelet.events.record(
+                    &reference(pod, None),
+                    Type::Warning,
+                    "FailedMount",
+                    &error.to_string(),
+                );
                 let pause = VOLUME_RETRY * 2_u32.saturating_pow(self.volume_failures.min(10));
                 self.volume_failures += 1;
                 Err(Next::Wait(pause.min(VOLUME_RETRY_MAX)))
@@ -361,10 +373,9 @@ impl Worker {
             if self.in_backoff(&pod, slot, &container.name, observed) {
                 continue;
             }
-            let restart_count = observed.container(&container.name).map_or_else(
-                || self.known_restarts(&container.name),
-                |found| found.restart_count + 1,
-            );
+            let restart_count = observed
+                .container(&container.name)
+                .map_or_else(|| self.known_restarts(&container.name), |found| found.restart_count + 1);
             match start::container(&around, slot, &container, restart_count, &mut self.pulls).await {
                 Ok(()) => {
                     self.waiting.remove(&container.name);
@@ -403,7 +414,8 @@ impl Worker {
                 self.kubelet.events.record(&object, Type::Warning, "BackOff", &message);
             }
             let pause = backoff::go_seconds(self.restarts.pause(name));
-            let message = format!("back-off {pause} restarting failed container={name} pod={}", describe(pod));
+            let message =
+                format!("back-off {pause} restarting failed container={name} pod={}", describe(pod));
             self.waiting.insert(name.to_owned(), Waiting { reason: "CrashLoopBackOff".to_owned(), message });
             return true;
         }
@@ -417,7 +429,9 @@ impl Worker {
         for reference in spec.image_pull_secrets.iter().flatten() {
             match self.kubelet.volumes.secrets.get(namespace, &reference.name, &self.uid).await {
                 Ok(Some(secret)) => secrets.push(secret),
-                Ok(None) => tracing::warn!(pod = describe(pod), secret = reference.name, "no such image pull secret"),
+                Ok(None) => {
+                    tracing::warn!(pod = describe(pod), secret = reference.name, "no such image pull secret")
+                }
                 Err(error) => tracing::warn!(pod = describe(pod), %error, "reading an image pull secret"),
             }
         }
@@ -444,7 +458,8 @@ impl Worker {
             let count = seen.entry(container.name.as_str()).or_default();
             *count += 1;
             if *count > 2 && !container.may_run() {
-                let request = keelson_proto::cri::RemoveContainerRequest { container_id: container.id.clone() };
+                let request =
+                    keelson_proto::cri::RemoveContainerRequest { container_id: container.id.clone() };
                 if let Err(error) = self.kubelet.runtime.remove_container(request).await {
                     tracing::debug!(%error, "removing an old container");
                 }
@@ -457,9 +472,10 @@ impl Worker {
     /// How long nothing has to be done unless something happens.
     fn pause(&self, spec: &PodSpec, observed: &ObservedPod) -> Duration {
         let now = Timestamp::now();
-        let backoffs = observed.containers.iter().filter_map(|container| {
-            self.restarts.remaining(&container.name, container.finished_at()?, now)
-        });
+        let backoffs = observed
+            .containers
+            .iter()
+            .filter_map(|container| self.restarts.remaining(&container.name, container.finished_at()?, now));
         let pulls = spec
             .containers
             .iter()
@@ -470,7 +486,8 @@ impl Worker {
                 let last = self.pulls.last(image).and_then(|(at, _)| self.pulls.remaining(image, at, now));
                 last.unwrap_or(Duration::from_secs(10))
             });
-        let renew = self.mounted.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        let renew =
+            self.mounted.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
         backoffs
             .chain(pulls)
             .chain(renew)
@@ -487,6 +504,7 @@ impl Worker {
         let pod = &desired.pod;
         let kubelet = self.kubelet.clone();
         self.waiting.clear();
+        self.probes.stop_restarts();
         if self.life == Life::Ending {
             self.publish(desired, observed, false);
             if observed.any_running() || observed.sandboxes.iter().any(|sandbox| sandbox.ready) {
@@ -531,7 +549,9 @@ impl Worker {
         if let Some(publisher) = &mut self.publisher {
             publisher.flush().await;
         }
-        let (Some(client), Some(name)) = (self.kubelet.client.clone(), pod.metadata.name.as_deref()) else { return true };
+        let (Some(client), Some(name)) = (self.kubelet.client.clone(), pod.metadata.name.as_deref()) else {
+            return true;
+        };
         let api: Api<Pod> = Api::namespaced(client, pod.metadata.namespace.as_deref().unwrap_or_default());
         let params = DeleteParams {
             grace_period_seconds: Some(0),
@@ -553,7 +573,9 @@ impl Worker {
         self.read_termination_messages(observed);
         let host_ips = self.kubelet.host_ips();
         let (probes, deleting) = (&self.probes, desired.deleting() || self.life != Life::Running);
-        let probed = |container: &crate::runtime::observe::Container, _: &str| -> Probed { probes.probed(&container.id) };
+        let probed = |container: &crate::runtime::observe::Container, _: &str| -> Probed {
+            probes.probed(&container.id)
+        };
         let mut status = compute::compute(&Inputs {
             pod: &desired.pod,
             observed,
@@ -619,7 +641,10 @@ impl Worker {
 fn expected_end(spec: &PodSpec, observed: &ObservedPod, now: Timestamp) -> Option<Duration> {
     let to_completion = plan::RestartPolicy::of(spec) != plan::RestartPolicy::Always;
     let init = |name: &str| {
-        spec.init_containers.iter().flatten().any(|container| container.name == name && !plan::is_sidecar(container))
+        spec.init_containers
+            .iter()
+            .flatten()
+            .any(|container| container.name == name && !plan::is_sidecar(container))
     };
     let ages = observed.containers.iter().filter_map(|container| match container.state {
         State::Running { started_at } if to_completion || init(&container.name) => {
@@ -642,12 +667,19 @@ fn probe_grace(spec: &PodSpec, victim: &plan::Kill) -> Option<i64> {
         .iter()
         .chain(spec.init_containers.iter().flatten())
         .find(|container| container.name == victim.name)?;
-    let probe = if victim.message.contains("startup probe") { &container.startup_probe } else { &container.liveness_probe };
+    let probe = if victim.message.contains("startup probe") {
+        &container.startup_probe
+    } else {
+        &container.liveness_probe
+    };
     probe.as_ref()?.termination_grace_period_seconds
 }
 
 /// Returns once the pod is to end, whatever is being done for it.
-async fn interrupted(changes: &mut watch::Receiver<Desired>, evictions: &mut watch::Receiver<Option<Waiting>>) {
+async fn interrupted(
+    changes: &mut watch::Receiver<Desired>,
+    evictions: &mut watch::Receiver<Option<Waiting>>,
+) {
     let deleted = async { changes.wait_for(Desired::deleting).await.is_ok() };
     let evicted = async { evictions.wait_for(Option::is_some).await.is_ok() };
     let happened = tokio::select! {

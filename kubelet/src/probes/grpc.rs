@@ -32,9 +32,15 @@ fn status_name(status: i32) -> &'static str {
 /// Passes if the service says that it is serving.
 pub async fn probe(host: &str, port: u16, service: &str, limit: Duration) -> Result<(), String> {
     let address = super::join(host, port);
-    let timed_out = || format!("timeout: failed to connect service {address:?} within {}s: context deadline exceeded", limit.as_secs());
+    let timed_out = || {
+        format!(
+            "timeout: failed to connect service {address:?} within {}s: context deadline exceeded",
+            limit.as_secs()
+        )
+    };
     let check = async {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let endpoint =
+            Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
         let channel = endpoint.connect().await.map_err(|_| timed_out())?;
         let mut client = Grpc::new(channel);
         client.ready().await.map_err(|error| error.to_string())?;

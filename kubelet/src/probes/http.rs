@@ -27,7 +27,9 @@ impl Request {
     pub fn of(get: &HTTPGetAction, container: &Container, ip: &str, agent: &str) -> Result<Self, String> {
         let mut headers: Vec<(String, String)> =
             get.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
-        let has = |headers: &[(String, String)], name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+        let has = |headers: &[(String, String)], name: &str| {
+            headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name))
+        };
         if !has(&headers, "user-agent") {
             headers.push(("User-Agent".to_owned(), format!("{agent}/1.36")));
         }
@@ -53,7 +55,11 @@ impl Request {
 /// Passes if the answer is a success or a redirect.
 pub async fn probe(request: &Request, limit: Duration) -> Result<(), String> {
     let status = get(request, limit).await?;
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+    if (200..400).contains(&status) {
+        Ok(())
+    } else {
+        Err(format!("HTTP probe failed with statuscode: {status}"))
+    }
 }
 
 /// The status code of the answer, after redirects to the same host.
@@ -110,8 +116,9 @@ async fn exchange<S>(stream: S, request: &Request, address: &str) -> Result<(u16
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
     let connection = tokio::spawn(connection);
     let mut builder = http::Request::get(&request.path);
     let host = request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
@@ -125,7 +132,8 @@ where
         false => error.to_string(),
     })?;
     let status = response.status().as_u16();
-    let location = response.headers().get("location").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let location =
+        response.headers().get("location").and_then(|value| value.to_str().ok()).map(str::to_owned);
     // The body is read so that the server can finish, but not more of it than upstream reads.
     let _ = Limited::new(response.into_body(), BODY_LIMIT).collect().await;
     connection.abort();
@@ -138,7 +146,8 @@ mod tests {
 
     use super::*;
 
-    async fn serve(answers: &'static [&'static str]) -> u16 {
+    async fn serve(answers: &[&'static str]) -> u16 {
+        let answers = answers.to_vec();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
@@ -153,19 +162,24 @@ mod tests {
     }
 
     fn request(port: u16) -> Request {
-        let get: HTTPGetAction = serde_json::from_value(serde_json::json!({"port": port, "path": "x"})).unwrap();
+        let get: HTTPGetAction =
+            serde_json::from_value(serde_json::json!({"port": port, "path": "x"})).unwrap();
         Request::of(&get, &Container::default(), "127.0.0.1", "kube-probe").unwrap()
     }
 
     #[tokio::test]
     async fn codes_redirects_and_refusals() {
-        let check = async |answers: &'static [&'static str], expected: Result<(), &str>| {
+        let check = async |answers: &[&'static str], expected: Result<(), &str>| {
             let port = serve(answers).await;
             let got = probe(&request(port), Duration::from_secs(5)).await;
             assert_eq!(got, expected.map_err(str::to_owned), "{answers:?}");
         };
         check(&["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], Ok(())).await;
-        check(&["HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"], Err("HTTP probe failed with statuscode: 500")).await;
+        check(
+            &["HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"],
+            Err("HTTP probe failed with statuscode: 500"),
+        )
+        .await;
         let there = "HTTP/1.1 302 Found\r\nLocation: /y\r\nContent-Length: 0\r\n\r\n";
         let gone = "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n";
         check(&[there, gone], Err("HTTP probe failed with statuscode: 404")).await;

@@ -64,12 +64,12 @@ struct Verdict {
 
 struct Tracked {
     verdict: Arc<Mutex<Verdict>>,
-    tasks: Vec<AbortHandle>,
+    tasks: Vec<(Role, AbortHandle)>,
 }
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
+        self.tasks.iter().for_each(|(_, task)| task.abort());
     }
 }
 
@@ -110,12 +110,16 @@ impl Probes {
             .iter()
             .map(|container| (Kind::Regular, container))
             .chain(spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)).map(|c| (Kind::Init, c)))
-            .filter(|(_, c)| c.liveness_probe.is_some() || c.readiness_probe.is_some() || c.startup_probe.is_some());
+            .filter(|(_, c)| {
+                c.liveness_probe.is_some() || c.readiness_probe.is_some() || c.startup_probe.is_some()
+            });
         let running: HashMap<&str, &Container> =
             observed.containers.iter().filter(|c| c.running()).map(|c| (c.id.as_str(), c)).collect();
         self.tracked.retain(|id, _| running.contains_key(id.as_str()));
         for (kind, container) in probed {
-            let Some(found) = observed.container(&container.name).filter(|found| found.running()) else { continue };
+            let Some(found) = observed.container(&container.name).filter(|found| found.running()) else {
+                continue;
+            };
             if self.tracked.contains_key(&found.id) {
                 continue;
             }
@@ -154,13 +158,22 @@ impl Probes {
             let tasks = probes
                 .into_iter()
                 .filter_map(|(role, probe)| Some((role, probe?)))
-                .map(|(role, probe)| tokio::spawn(run(target.clone(), role, probe)).abort_handle())
+                .map(|(role, probe)| (role, tokio::spawn(run(target.clone(), role, probe)).abort_handle()))
                 .collect();
             self.tracked.insert(found.id.clone(), Tracked { verdict, tasks });
         }
     }
 
-    /// No probe restarts anything any more; a pod that ends is no longer asked.
+    /// A pod that ends is not restarted any more, but still says whether it is ready.
+    pub fn stop_restarts(&mut self) {
+        for (role, task) in self.tracked.values().flat_map(|tracked| &tracked.tasks) {
+            if *role != Role::Readiness {
+                task.abort();
+            }
+        }
+    }
+
+    /// Nothing of the pod is left to be asked.
     pub fn stop(&mut self) {
         self.tracked.clear();
     }
@@ -200,7 +213,9 @@ impl Probes {
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
-    Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|&v| v > 0).unwrap_or(default))
+    Duration::from_secs(
+        value.and_then(|value| u64::try_from(value).ok()).filter(|&v| v > 0).unwrap_or(default),
+    )
 }
 
 async fn run(target: Arc<Target>, role: Role, probe: Probe) {
@@ -211,12 +226,15 @@ async fn run(target: Arc<Target>, role: Role, probe: Probe) {
             return;
         }
     }
-    let delay = Duration::from_secs(probe.initial_delay_seconds.and_then(|d| u64::try_from(d).ok()).unwrap_or(0));
+    let delay =
+        Duration::from_secs(probe.initial_delay_seconds.and_then(|d| u64::try_from(d).ok()).unwrap_or(0));
     let age = Duration::try_from(Timestamp::now().duration_since(target.started_at)).unwrap_or_default();
     tokio::time::sleep(delay.saturating_sub(age)).await;
     let mut ticks = tokio::time::interval(seconds(probe.period_seconds, 10));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let threshold = |value: Option<i32>, default: u32| value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default).max(1);
+    let threshold = |value: Option<i32>, default: u32| {
+        value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default).max(1)
+    };
     let successes_needed = threshold(probe.success_threshold, 1);
     let failures_needed = threshold(probe.failure_threshold, 3);
     let (mut successes, mut failures) = (0, 0);
@@ -243,7 +261,13 @@ fn apply(target: &Target, role: Role, succeeded: bool, failed: bool) -> bool {
     let mut changed = false;
     match role {
         Role::Readiness => {
-            let ready = if succeeded { true } else if failed { false } else { verdict.ready };
+            let ready = if succeeded {
+                true
+            } else if failed {
+                false
+            } else {
+                verdict.ready
+            };
             changed = ready != verdict.ready;
             verdict.ready = ready;
         }
@@ -270,7 +294,8 @@ async fn once(target: &Target, role: Role, probe: &Probe) -> Result<(), String> 
     let limit = seconds(probe.timeout_seconds, 1);
     let result = ask(target, probe, limit).await;
     let metadata = &target.pod.metadata;
-    let pod = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
+    let pod =
+        (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
     let outcome = if result.is_ok() { "successful" } else { "failed" };
     target.kubelet.metrics.probed(role.name(), outcome, &target.spec.name, pod);
     result
@@ -311,13 +336,14 @@ pub fn port(port: &IntOrString, container: &Spec) -> Result<u16, String> {
             .map(|port| port.container_port)
             .or_else(|| name.parse().ok()),
     };
-    number
-        .and_then(|number| u16::try_from(number).ok())
-        .filter(|&number| number > 0)
-        .ok_or_else(|| match port {
+    number.and_then(|number| u16::try_from(number).ok()).filter(|&number| number > 0).ok_or_else(
+        || match port {
             IntOrString::Int(number) => format!("invalid port number: {number}"),
-            IntOrString::String(name) => format!("couldn't find port: {name:?} in container {:?}", container.name),
-        })
+            IntOrString::String(name) => {
+                format!("couldn't find port: {name:?} in container {:?}", container.name)
+            }
+        },
+    )
 }
 
 /// Go's words for a connection that failed.

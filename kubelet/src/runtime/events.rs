@@ -65,11 +65,16 @@ impl Events {
     }
 
     /// Runs until cancelled; `wake` gets a pod's uid.
-    pub async fn run(self: Arc<Self>, wake: impl Fn(&str) + Send + Sync + 'static, cancel: CancellationToken) {
+    pub async fn run(
+        self: Arc<Self>,
+        wake: impl Fn(&str) + Send + Sync + 'static,
+        cancel: CancellationToken,
+    ) {
         let wake = Arc::new(wake);
         let streaming = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stream = tokio::spawn({
-            let (this, wake, streaming, cancel) = (self.clone(), wake.clone(), streaming.clone(), cancel.clone());
+            let (this, wake, streaming, cancel) =
+                (self.clone(), wake.clone(), streaming.clone(), cancel.clone());
             async move {
                 tokio::select! {
                     () = this.stream(&*wake, &streaming) => {}
@@ -99,7 +104,8 @@ impl Events {
                 Ok(mut events) => {
                     streaming.store(true, Relaxed);
                     while let Ok(Some(event)) = events.message().await {
-                        if let Some(metadata) = event.pod_sandbox_status.and_then(|sandbox| sandbox.metadata) {
+                        if let Some(metadata) = event.pod_sandbox_status.and_then(|sandbox| sandbox.metadata)
+                        {
                             wake(&metadata.uid);
                         }
                     }
@@ -119,7 +125,8 @@ impl Events {
             self.runtime.list_pod_sandbox(cri::ListPodSandboxRequest { filter: None }),
             self.runtime.list_containers(cri::ListContainersRequest { filter: None })
         )?;
-        let (mut pods, mut running_pods, mut by_state) = (HashMap::<String, RuntimePod>::new(), 0, [0_i64; 4]);
+        let (mut pods, mut running_pods, mut by_state) =
+            (HashMap::<String, RuntimePod>::new(), 0, [0_i64; 4]);
         for sandbox in &sandboxes.items {
             if let Some(pod) = entry(&mut pods, &sandbox.labels) {
                 pod.states.insert(sandbox.id.clone(), sandbox.state);
@@ -129,7 +136,9 @@ impl Events {
         for container in &containers.containers {
             if let Some(pod) = entry(&mut pods, &container.labels) {
                 pod.states.insert(container.id.clone(), container.state);
-                if let Some(count) = usize::try_from(container.state).ok().and_then(|state| by_state.get_mut(state)) {
+                if let Some(count) =
+                    usize::try_from(container.state).ok().and_then(|state| by_state.get_mut(state))
+                {
                     *count += 1;
                 }
             }

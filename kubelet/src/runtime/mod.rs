@@ -253,7 +253,8 @@ fn channel(endpoint: &str) -> std::result::Result<Channel, ConnectError> {
     };
     let path = PathBuf::from(path);
     // The URI only satisfies HTTP/2's :authority; the connector ignores it.
-    let endpoint = Endpoint::from_shared("http://localhost").map_err(|e| ConnectError::Uri(endpoint.to_owned(), e))?;
+    let endpoint =
+        Endpoint::from_shared("http://localhost").map_err(|e| ConnectError::Uri(endpoint.to_owned(), e))?;
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }

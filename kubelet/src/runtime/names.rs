@@ -48,7 +48,11 @@ fn pod_labels(pod: &Pod) -> BTreeMap<String, String> {
 }
 
 /// Annotations of a container: what a later kubelet needs to know without its pod's spec.
-pub fn container_annotations(pod: &Pod, container: &Container, restart_count: u32) -> BTreeMap<String, String> {
+pub fn container_annotations(
+    pod: &Pod,
+    container: &Container,
+    restart_count: u32,
+) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::from([
         (HASH.to_owned(), container_hash(container)),
         (RESTART_COUNT.to_owned(), restart_count.to_string()),

@@ -123,7 +123,8 @@ impl Runtime {
                 None => Ok(Vec::new()),
             }
         };
-        let statuses = futures::future::join_all(containers.containers.into_iter().map(|c| self.observe_container(c)));
+        let statuses =
+            futures::future::join_all(containers.containers.into_iter().map(|c| self.observe_container(c)));
         let (mut ips, statuses) = futures::join!(ips, statuses);
         let sandboxes = items
             .iter()
@@ -133,7 +134,11 @@ impl Runtime {
                 attempt: sandbox.metadata.as_ref().map_or(0, |m| m.attempt),
                 ready: sandbox.state() == cri::PodSandboxState::SandboxReady,
                 created_at: sandbox.created_at,
-                ips: if index == 0 { std::mem::replace(&mut ips, Ok(Vec::new())).unwrap_or_default() } else { Vec::new() },
+                ips: if index == 0 {
+                    std::mem::replace(&mut ips, Ok(Vec::new())).unwrap_or_default()
+                } else {
+                    Vec::new()
+                },
             })
             .collect();
         let mut found = Vec::with_capacity(statuses.len());
@@ -197,6 +202,9 @@ fn container(listed: cri::Container, status: cri::ContainerStatus) -> Container 
         state,
         annotations,
         log_path: status.log_path,
-        user: status.user.and_then(|user| user.linux).map(|user| (user.uid, user.gid, user.supplemental_groups)),
+        user: status
+            .user
+            .and_then(|user| user.linux)
+            .map(|user| (user.uid, user.gid, user.supplemental_groups)),
     }
 }

@@ -16,13 +16,16 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 /// Runs until cancelled.
 pub async fn run(kubelet: Arc<Kubelet>, cancel: CancellationToken) {
-    let limit = resources::units(&Quantity(kubelet.config.container_log_max_size.clone())).unwrap_or(10 << 20);
+    let limit =
+        resources::units(&Quantity(kubelet.config.container_log_max_size.clone())).unwrap_or(10 << 20);
     loop {
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
             () = cancel.cancelled() => return,
         }
-        if limit > 0 && let Err(error) = rotate_all(&kubelet, limit.unsigned_abs()).await {
+        if limit > 0
+            && let Err(error) = rotate_all(&kubelet, limit.unsigned_abs()).await
+        {
             tracing::warn!(%error, "rotating container logs");
         }
     }
@@ -31,14 +34,16 @@ pub async fn run(kubelet: Arc<Kubelet>, cancel: CancellationToken) {
 async fn rotate_all(kubelet: &Kubelet, limit: u64) -> crate::runtime::Result<()> {
     let running = cri::ContainerStateValue { state: cri::ContainerState::ContainerRunning as i32 };
     let filter = cri::ContainerFilter { state: Some(running), ..Default::default() };
-    let containers = kubelet.runtime.list_containers(cri::ListContainersRequest { filter: Some(filter) }).await?;
+    let containers =
+        kubelet.runtime.list_containers(cri::ListContainersRequest { filter: Some(filter) }).await?;
     for container in containers.containers {
         let request = cri::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
         let Ok(response) = kubelet.runtime.container_status(request).await else { continue };
         let Some(path) = response.status.map(|status| PathBuf::from(status.log_path)) else { continue };
         if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > limit) {
             let rotated = rotate(&path, kubelet.config.container_log_max_files);
-            let Ok(rotated) = rotated.inspect_err(|error| tracing::warn!(?path, %error, "rotating a log")) else {
+            let Ok(rotated) = rotated.inspect_err(|error| tracing::warn!(?path, %error, "rotating a log"))
+            else {
                 continue;
             };
             let request = cri::ReopenContainerLogRequest { container_id: container.id };

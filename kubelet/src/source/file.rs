@@ -34,7 +34,13 @@ pub enum ManifestError {
 }
 
 /// Runs until cancelled: reads at once, then on every change and every `period`.
-pub async fn run(directory: PathBuf, node_name: String, period: Duration, pods: Arc<Pods>, cancel: CancellationToken) {
+pub async fn run(
+    directory: PathBuf,
+    node_name: String,
+    period: Duration,
+    pods: Arc<Pods>,
+    cancel: CancellationToken,
+) {
     let mut watch = watch(&directory);
     loop {
         sync(&directory, &node_name, &pods);
@@ -84,7 +90,9 @@ fn manifests(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.path())
-        .filter(|path| path.is_file() && !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')))
+        .filter(|path| {
+            path.is_file() && !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+        })
         .collect();
     paths.sort();
     paths
@@ -100,7 +108,8 @@ pub fn read(path: &Path, node_name: &str) -> Result<Pod, ManifestError> {
 }
 
 fn parse(text: &str, path: &Path, node_name: &str) -> Result<Pod, ManifestError> {
-    let mut pod: Pod = serde_yaml::from_str(text).map_err(|error| ManifestError::Parse(path.into(), error))?;
+    let mut pod: Pod =
+        serde_yaml::from_str(text).map_err(|error| ManifestError::Parse(path.into(), error))?;
     let invalid = |what: &str| Err(ManifestError::Invalid { path: path.into(), what: what.to_owned() });
     let Some(name) = pod.metadata.name.clone().filter(|name| !name.is_empty()) else {
         return invalid("metadata.name is missing");
@@ -110,7 +119,8 @@ fn parse(text: &str, path: &Path, node_name: &str) -> Result<Pod, ManifestError>
         return invalid("spec.containers is empty");
     }
     // A static pod must not depend on the API server.
-    let references = spec.volumes.iter().flatten().any(|volume| volume.secret.is_some() || volume.config_map.is_some());
+    let references =
+        spec.volumes.iter().flatten().any(|volume| volume.secret.is_some() || volume.config_map.is_some());
     if references || spec.service_account_name.as_ref().is_some_and(|name| !name.is_empty()) {
         return invalid("a static pod may not refer to secrets, config maps or service accounts");
     }
@@ -119,7 +129,8 @@ fn parse(text: &str, path: &Path, node_name: &str) -> Result<Pod, ManifestError>
     hash.update(path.as_os_str().as_encoded_bytes());
     hash.update(node_name.as_bytes());
     let digest = hash.finalize();
-    let hash = format!("{}{}", names::short_hex(&digest), names::short_hex(digest.get(8..).unwrap_or_default()));
+    let hash =
+        format!("{}{}", names::short_hex(&digest), names::short_hex(digest.get(8..).unwrap_or_default()));
     spec.node_name = Some(node_name.to_owned());
     spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
     spec.dns_policy.get_or_insert_with(|| "ClusterFirst".to_owned());
@@ -128,7 +139,11 @@ fn parse(text: &str, path: &Path, node_name: &str) -> Result<Pod, ManifestError>
     spec.security_context.get_or_insert_default();
     spec.scheduler_name.get_or_insert_with(|| "default-scheduler".to_owned());
     // Nothing that happens to the node drives a static pod away.
-    let everything = Toleration { operator: Some("Exists".to_owned()), effect: Some("NoExecute".to_owned()), ..Toleration::default() };
+    let everything = Toleration {
+        operator: Some("Exists".to_owned()),
+        effect: Some("NoExecute".to_owned()),
+        ..Toleration::default()
+    };
     let tolerations = spec.tolerations.get_or_insert_default();
     if !tolerations.contains(&everything) {
         tolerations.push(everything);
@@ -136,7 +151,9 @@ fn parse(text: &str, path: &Path, node_name: &str) -> Result<Pod, ManifestError>
     let init = spec.init_containers.iter_mut().flatten();
     for container in spec.containers.iter_mut().chain(init) {
         let image = container.image.clone().unwrap_or_default();
-        container.image_pull_policy.get_or_insert_with(|| crate::images::reference::default_policy(&image).to_owned());
+        container
+            .image_pull_policy
+            .get_or_insert_with(|| crate::images::reference::default_policy(&image).to_owned());
         container.termination_message_path.get_or_insert_with(|| "/dev/termination-log".to_owned());
         container.termination_message_policy.get_or_insert_with(|| "File".to_owned());
     }
@@ -155,7 +172,8 @@ mod tests {
 
     #[test]
     fn manifests_become_pods_of_this_node() {
-        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: 'b:1'}]}\n";
+        let text =
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: 'b:1'}]}\n";
         let pod = parse(text, Path::new("/x/a.yaml"), "Node").unwrap();
         assert_eq!(pod.metadata.name.as_deref(), Some("a-node"));
         assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
@@ -175,7 +193,10 @@ mod tests {
         check("metadata: {name: a}", "spec is missing");
         check("spec: {containers: [{name: c}]}", "metadata.name is missing");
         check("metadata: {name: a}\nspec: {containers: []}", "containers is empty");
-        check("metadata: {name: a}\nspec: {serviceAccountName: x, containers: [{name: c}]}", "service accounts");
+        check(
+            "metadata: {name: a}\nspec: {serviceAccountName: x, containers: [{name: c}]}",
+            "service accounts",
+        );
         check("[", "not a pod manifest");
     }
 }

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus,
+        Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+        ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
+        PodSpec, PodStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -63,7 +64,8 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
     let policy = RestartPolicy::of(spec);
     let inits = spec.init_containers.as_deref().unwrap_or_default();
     let initialized = init_done(inits, inputs.observed) || regular_ran(spec, inputs.observed);
-    let init_statuses: Vec<_> = inits.iter().map(|c| container_status(inputs, c, true, "PodInitializing", policy)).collect();
+    let init_statuses: Vec<_> =
+        inits.iter().map(|c| container_status(inputs, c, true, "PodInitializing", policy)).collect();
     let waiting_reason = if initialized { "ContainerCreating" } else { "PodInitializing" };
     let statuses: Vec<_> =
         spec.containers.iter().map(|c| container_status(inputs, c, false, waiting_reason, policy)).collect();
@@ -71,7 +73,9 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
         .ephemeral_containers
         .iter()
         .flatten()
-        .map(|c| container_status(inputs, &from_ephemeral(c), false, "ContainerCreating", RestartPolicy::Never))
+        .map(|c| {
+            container_status(inputs, &from_ephemeral(c), false, "ContainerCreating", RestartPolicy::Never)
+        })
         .collect();
     let init_statuses = mark_init_ready(inits, init_statuses);
 
@@ -113,7 +117,8 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
     let sandbox = inputs.observed.ready_sandbox();
     let has_network = host_network || sandbox.is_some_and(|sandbox| !sandbox.ips.is_empty());
     let conditions = conditions::compute(pod, &status, sandbox.is_some() && has_network);
-    status.conditions = Some(conditions::merge(inputs.previous.conditions.as_deref(), conditions, inputs.now));
+    status.conditions =
+        Some(conditions::merge(inputs.previous.conditions.as_deref(), conditions, inputs.now));
     status
 }
 
@@ -126,10 +131,11 @@ pub fn is_over(spec: &PodSpec, observed: &ObservedPod) -> bool {
             .and_then(Container::exit_code)
             .is_some_and(|code| !policy.of_container(container).restarts_after(code))
     };
-    let init_failed = spec.init_containers.iter().flatten().filter(|container| !is_sidecar(container)).any(|container| {
-        let code = observed.container(&container.name).and_then(Container::exit_code);
-        code.is_some_and(|code| code != 0) && policy.of_container(container) == RestartPolicy::Never
-    });
+    let init_failed =
+        spec.init_containers.iter().flatten().filter(|container| !is_sidecar(container)).any(|container| {
+            let code = observed.container(&container.name).and_then(Container::exit_code);
+            code.is_some_and(|code| code != 0) && policy.of_container(container) == RestartPolicy::Never
+        });
     if init_failed {
         return !regular_ran(spec, observed) || spec.containers.iter().all(finished);
     }
@@ -214,18 +220,25 @@ fn container_status(
             status.started = Some(probed.started);
             status.ready = probed.ready;
             let started_at = timestamp(*started_at).map(Time);
-            status.state =
-                Some(ContainerState { running: Some(ContainerStateRunning { started_at }), ..Default::default() });
+            status.state = Some(ContainerState {
+                running: Some(ContainerStateRunning { started_at }),
+                ..Default::default()
+            });
             status.user = newest.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
-                linux: Some(LinuxContainerUser { uid: *uid, gid: *gid, supplemental_groups: Some(groups.clone()) }),
+                linux: Some(LinuxContainerUser {
+                    uid: *uid,
+                    gid: *gid,
+                    supplemental_groups: Some(groups.clone()),
+                }),
             });
             status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
-            status.resources = container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some());
+            status.resources =
+                container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some());
         }
         State::Created => status.state = Some(waiting(waiting_reason, None)),
         State::Exited { exit_code, .. } => {
-            let terminated =
-                terminated(inputs, newest).map(|t| ContainerState { terminated: Some(t), ..Default::default() });
+            let terminated = terminated(inputs, newest)
+                .map(|t| ContainerState { terminated: Some(t), ..Default::default() });
             // An init container that succeeded is done whatever the policy; a sidecar always comes back.
             let restarts = !inputs.terminating
                 && if init && !is_sidecar(container) {
@@ -246,7 +259,9 @@ fn container_status(
                 terminated: Some(ContainerStateTerminated {
                     exit_code: 137,
                     reason: Some("ContainerStatusUnknown".to_owned()),
-                    message: Some("The container could not be located when the pod was terminated".to_owned()),
+                    message: Some(
+                        "The container could not be located when the pod was terminated".to_owned(),
+                    ),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -257,7 +272,12 @@ fn container_status(
 }
 
 /// A container that the runtime has no record of.
-fn absent(inputs: &Inputs<'_>, status: &mut ContainerStatus, previous: Option<&ContainerStatus>, reason: &str) {
+fn absent(
+    inputs: &Inputs<'_>,
+    status: &mut ContainerStatus,
+    previous: Option<&ContainerStatus>,
+    reason: &str,
+) {
     if let Some(previous) = previous {
         status.restart_count = previous.restart_count;
         status.last_state.clone_from(&previous.last_state);
@@ -303,7 +323,9 @@ fn waiting(reason: &str, message: Option<&str>) -> ContainerState {
 }
 
 fn terminated(inputs: &Inputs<'_>, container: &Container) -> Option<ContainerStateTerminated> {
-    let State::Exited { started_at, finished_at, exit_code, reason, message } = &container.state else { return None };
+    let State::Exited { started_at, finished_at, exit_code, reason, message } = &container.state else {
+        return None;
+    };
     let reason = if reason.is_empty() { if *exit_code == 0 { "Completed" } else { "Error" } } else { reason };
     let message = inputs.termination_messages.get(&container.id).unwrap_or(message);
     Some(ContainerStateTerminated {
@@ -318,7 +340,12 @@ fn terminated(inputs: &Inputs<'_>, container: &Container) -> Option<ContainerSta
 }
 
 /// Upstream's `getPhase`.
-fn phase(spec: &PodSpec, inits: &[ContainerStatus], statuses: &[ContainerStatus], over: bool) -> &'static str {
+fn phase(
+    spec: &PodSpec,
+    inits: &[ContainerStatus],
+    statuses: &[ContainerStatus],
+    over: bool,
+) -> &'static str {
     let policy = RestartPolicy::of(spec);
     let (mut pending_init, mut failed_init) = (false, false);
     let has_run = statuses.iter().any(|status| {

@@ -12,7 +12,8 @@ use k8s_openapi::{
 use crate::pod::plan::is_sidecar;
 
 /// In the order in which upstream writes them.
-const OWNED: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWNED: &[&str] =
+    &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 struct Verdict {
     kind: &'static str,
@@ -21,7 +22,12 @@ struct Verdict {
     message: Option<String>,
 }
 
-fn verdict(kind: &'static str, status: bool, reason: Option<&'static str>, message: Option<String>) -> Verdict {
+fn verdict(
+    kind: &'static str,
+    status: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+) -> Verdict {
     Verdict { kind, status, reason, message }
 }
 
@@ -49,10 +55,16 @@ pub fn compute(pod: &Pod, status: &PodStatus, has_sandbox: bool) -> Vec<PodCondi
 }
 
 /// Puts our conditions before those of others, keeping transition times.
-pub fn merge(previous: Option<&[PodCondition]>, mut ours: Vec<PodCondition>, now: Timestamp) -> Vec<PodCondition> {
+pub fn merge(
+    previous: Option<&[PodCondition]>,
+    mut ours: Vec<PodCondition>,
+    now: Timestamp,
+) -> Vec<PodCondition> {
     let previous = previous.unwrap_or_default();
     for condition in &mut ours {
-        let before = previous.iter().find(|before| before.type_ == condition.type_ && before.status == condition.status);
+        let before = previous
+            .iter()
+            .find(|before| before.type_ == condition.type_ && before.status == condition.status);
         condition.last_transition_time =
             before.and_then(|before| before.last_transition_time.clone()).or(Some(Time(now)));
     }
@@ -92,7 +104,11 @@ fn initialized(pod: &Pod, status: &PodStatus) -> Verdict {
         .iter()
         .zip(statuses)
         .filter(|(container, status)| {
-            if is_sidecar(container) { !has_run && status.started != Some(true) } else { !has_run && !status.ready }
+            if is_sidecar(container) {
+                !has_run && status.started != Some(true)
+            } else {
+                !has_run && !status.ready
+            }
         })
         .map(|(container, _)| container.name.as_str())
         .collect();
@@ -138,7 +154,10 @@ fn ready(pod: &Pod, status: &PodStatus, containers: &Verdict) -> Verdict {
     let unmet: Vec<String> = gates
         .iter()
         .filter_map(|gate| match conditions.iter().find(|condition| condition.type_ == gate.condition_type) {
-            None => Some(format!("corresponding condition of pod readiness gate \"{}\" does not exist.", gate.condition_type)),
+            None => Some(format!(
+                "corresponding condition of pod readiness gate \"{}\" does not exist.",
+                gate.condition_type
+            )),
             Some(condition) if condition.status != "True" => Some(format!(
                 "the status of pod readiness gate \"{}\" is not \"True\", but {}",
                 gate.condition_type, condition.status

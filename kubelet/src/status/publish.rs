@@ -119,14 +119,20 @@ enum SendError {
     Again(kube::Error),
 }
 
-async fn send(client: &Client, update: &Update, known: &Map<String, Value>) -> Result<Map<String, Value>, SendError> {
+async fn send(
+    client: &Client,
+    update: &Update,
+    known: &Map<String, Value>,
+) -> Result<Map<String, Value>, SendError> {
     let status = to_map(&update.status);
     let Some(body) = patch(known, &status, &update.target.uid) else { return Ok(status) };
     let api: Api<Pod> = Api::namespaced(client.clone(), &update.target.namespace);
     let params = PatchParams::default();
     match api.patch_status(&update.target.name, &params, &Patch::Strategic(body)).await {
         Ok(_) => Ok(status),
-        Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 && error.message.contains("uid") => {
+        Err(kube::Error::Api(error))
+            if error.code == 404 || error.code == 409 && error.message.contains("uid") =>
+        {
             Err(SendError::Gone)
         }
         Err(error) => Err(SendError::Again(error)),
@@ -200,7 +206,9 @@ mod tests {
         check(
             json!({}),
             json!({"conditions": [{"type": "Ready", "status": "True"}]}),
-            Some(json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})),
+            Some(
+                json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]}),
+            ),
         );
     }
 }

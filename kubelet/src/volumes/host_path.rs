@@ -10,7 +10,8 @@ use std::{
 pub fn prepare(path: &Path, kind: &str) -> Result<(), String> {
     let shown = path.display();
     let found = fs::metadata(path);
-    let is = |test: fn(&fs::FileType) -> bool| found.as_ref().is_ok_and(|metadata| test(&metadata.file_type()));
+    let is =
+        |test: fn(&fs::FileType) -> bool| found.as_ref().is_ok_and(|metadata| test(&metadata.file_type()));
     let check = |holds: bool, what: &str| {
         if holds { Ok(()) } else { Err(format!("hostPath type check failed: {shown} is not a {what}")) }
     };
@@ -58,9 +59,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let check = |name: &str, kind: &str, expected: Result<(), &str>| {
             let path = directory.path().join(name);
-            let expected = expected.map_err(|what| {
-                format!("hostPath type check failed: {} is not a {what}", path.display())
-            });
+            let expected = expected
+                .map_err(|what| format!("hostPath type check failed: {} is not a {what}", path.display()));
             assert_eq!(prepare(&path, kind), expected, "{name} {kind}");
         };
         check("none", "", Ok(()));

@@ -19,7 +19,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, EmptyDirVolumeSource, Pod, PodSpec, ProjectedVolumeSource, Secret, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, EmptyDirVolumeSource, Pod, PodSpec, ProjectedVolumeSource, Secret, Volume,
+};
 
 use self::atomic::{File, Payload};
 use crate::{objects::Referenced, pod::resources};
@@ -80,7 +82,11 @@ impl Volumes {
             spec,
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
             uid: pod.metadata.uid.as_deref().unwrap_or_default(),
-            group: spec.security_context.as_ref().and_then(|c| c.fs_group).and_then(|group| u32::try_from(group).ok()),
+            group: spec
+                .security_context
+                .as_ref()
+                .and_then(|c| c.fs_group)
+                .and_then(|group| u32::try_from(group).ok()),
         };
         let mut mounted = Mounted::default();
         for volume in spec.volumes.iter().flatten() {
@@ -94,9 +100,16 @@ impl Volumes {
         Ok(mounted)
     }
 
-    async fn mount_one(&self, place: &Place<'_>, volume: &Volume) -> Result<(PathBuf, Option<Timestamp>), String> {
+    async fn mount_one(
+        &self,
+        place: &Place<'_>,
+        volume: &Volume,
+    ) -> Result<(PathBuf, Option<Timestamp>), String> {
         let directory = |plugin: &str| {
-            self.pod_directory(place.uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name)
+            self.pod_directory(place.uid)
+                .join("volumes")
+                .join(format!("kubernetes.io~{plugin}"))
+                .join(&volume.name)
         };
         if let Some(source) = &volume.host_path {
             let path = PathBuf::from(&source.path);
@@ -111,7 +124,8 @@ impl Volumes {
         let (path, in_memory, payload, renew_at) = if let Some(source) = &volume.config_map {
             let optional = source.optional == Some(true);
             let mode = mode(source.default_mode);
-            let payload = self.config_map(place, &source.name, source.items.as_deref(), mode, optional).await?;
+            let payload =
+                self.config_map(place, &source.name, source.items.as_deref(), mode, optional).await?;
             (directory("configmap"), false, payload, None)
         } else if let Some(source) = &volume.secret {
             let name = source.secret_name.as_deref().unwrap_or_default();
@@ -154,7 +168,8 @@ impl Volumes {
         mode: u32,
         optional: bool,
     ) -> Result<Payload, String> {
-        let found = self.config_maps.get(place.namespace, name, place.uid).await.map_err(|e| e.to_string())?;
+        let found =
+            self.config_maps.get(place.namespace, name, place.uid).await.map_err(|e| e.to_string())?;
         match found {
             Some(map) => payload::select(payload::config_map_data(&map), items, mode, optional, "configmap"),
             None if optional => Ok(Payload::new()),
@@ -257,11 +272,10 @@ fn mode(default: Option<i32>) -> u32 {
 /// The user that every container of the pod runs as, if it is one: a token then belongs to it.
 fn common_user(spec: &PodSpec) -> Option<u32> {
     let pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
-    let mut users = spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-        .map(|container| container.security_context.as_ref().and_then(|context| context.run_as_user).or(pod));
+    let mut users =
+        spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|container| {
+            container.security_context.as_ref().and_then(|context| context.run_as_user).or(pod)
+        });
     let first = users.next()??;
     users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }

@@ -37,7 +37,10 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
     let mut current = base;
     for component in sub_path.components() {
         let Component::Normal(name) = component else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "subPath must be a relative path without '..'"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "subPath must be a relative path without '..'",
+            ));
         };
         let name = Path::new(name);
         current = match open_in(&current, name) {

@@ -47,9 +47,15 @@ impl Tokens {
     }
 
     /// A token bound to the pod, and when to ask again.
-    pub async fn get(&self, pod: &Pod, audience: &str, expiration: i64) -> Result<(String, Timestamp), String> {
+    pub async fn get(
+        &self,
+        pod: &Pod,
+        audience: &str,
+        expiration: i64,
+    ) -> Result<(String, Timestamp), String> {
         let metadata = &pod.metadata;
-        let key = Key { uid: metadata.uid.clone().unwrap_or_default(), audience: audience.to_owned(), expiration };
+        let key =
+            Key { uid: metadata.uid.clone().unwrap_or_default(), audience: audience.to_owned(), expiration };
         let now = Timestamp::now();
         let cached = self.cache.lock().get(&key).cloned();
         if let Some(token) = cached.as_ref().filter(|token| token.renew_at() > now) {
