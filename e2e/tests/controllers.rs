@@ -1,0 +1,299 @@
+//! What controllers make of workloads beyond the first start, which `workloads` has.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use e2e::api::Api;
+use e2e::kubectl::Kubectl;
+use e2e::pods::{LONG, container, template};
+use e2e::wait::until;
+use serde_json::{Value, json};
+
+fn workload(kind: &str, name: &str, spec: &Value) -> Value {
+    let mut object = json!({
+        "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name},
+        "spec": {"selector": {"matchLabels": {"app": name}}, "template": template(name)},
+    });
+    for (field, value) in spec.as_object().into_iter().flatten() {
+        object["spec"][field] = value.clone();
+    }
+    object
+}
+
+fn rolled_out(kubectl: &Kubectl, what: &str) {
+    kubectl.run(&["rollout", "status", what, "--timeout=90s"]);
+}
+
+/// The pods of an app as (name, uid).
+fn pods(kubectl: &Kubectl, app: &str) -> BTreeSet<(String, String)> {
+    let list = kubectl.object(&["pods", "-l", &format!("app={app}")]).unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    items.iter().map(|pod| (text(&pod["metadata"]["name"]), text(&pod["metadata"]["uid"]))).collect()
+}
+
+#[test]
+fn a_rolling_update_keeps_within_its_bounds() {
+    let (kubectl, api) = (Kubectl::shared("rolling"), Api::admin());
+    let mut deployment = workload(
+        "Deployment",
+        "web",
+        &json!({"replicas": 3, "strategy": {"type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}),
+    );
+    kubectl.apply(&deployment.to_string());
+    rolled_out(&kubectl, "deployment/web");
+    let path = format!("/apis/apps/v1/namespaces/{}/deployments/web", kubectl.namespace);
+    let version = api.get(&path).unwrap()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let list = format!("/apis/apps/v1/namespaces/{}/deployments", kubectl.namespace);
+    let mut watch = api.watch(&format!("{list}?watch=true&resourceVersion={version}"));
+    deployment["spec"]["template"]["spec"]["containers"][0]["env"] =
+        json!([{"name": "VERSION", "value": "2"}]);
+    kubectl.apply(&deployment.to_string());
+    // Every state on the way was within the bounds.
+    loop {
+        let (_, object) = watch.event(LONG);
+        let (status, count) =
+            (&object["status"], |field: &str| object["status"][field].as_i64().unwrap_or_default());
+        assert!(count("replicas") <= 4, "{status}");
+        assert!(count("availableReplicas") >= 3, "{status}");
+        let current = status["observedGeneration"] == object["metadata"]["generation"];
+        if current
+            && count("updatedReplicas") == 3
+            && count("replicas") == 3
+            && count("availableReplicas") == 3
+        {
+            break;
+        }
+    }
+    let sets = kubectl.object(&["replicasets"]).unwrap();
+    assert_eq!(sets["items"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn recreate_ends_the_old_pods_before_it_starts_new_ones() {
+    let (kubectl, api) = (Kubectl::shared("recreate"), Api::admin());
+    let mut deployment =
+        workload("Deployment", "web", &json!({"replicas": 2, "strategy": {"type": "Recreate"}}));
+    kubectl.apply(&deployment.to_string());
+    rolled_out(&kubectl, "deployment/web");
+    let old: BTreeSet<String> = pods(&kubectl, "web").into_iter().map(|(_, uid)| uid).collect();
+    let all = format!("/api/v1/namespaces/{}/pods", kubectl.namespace);
+    let version = api.get(&all).unwrap()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let mut watch = api.watch(&format!("{all}?watch=true&resourceVersion={version}&labelSelector=app%3Dweb"));
+    deployment["spec"]["template"]["metadata"]["labels"]["version"] = json!("2");
+    kubectl.apply(&deployment.to_string());
+    let mut left = old.clone();
+    let mut ready = BTreeSet::new();
+    while ready.len() < 2 {
+        let (kind, pod) = watch.event(LONG);
+        let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
+        let ended = ["Succeeded", "Failed"].contains(&pod["status"]["phase"].as_str().unwrap_or_default());
+        if old.contains(&uid) {
+            if kind == "DELETED" || ended {
+                left.remove(&uid);
+            }
+            continue;
+        }
+        assert!(left.is_empty(), "{} came while {left:?} still ran", pod["metadata"]["name"]);
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True") {
+            ready.insert(uid);
+        }
+    }
+}
+
+#[test]
+fn a_rollout_that_cannot_finish_says_so_and_harms_nothing() {
+    let kubectl = Kubectl::shared("stuck");
+    let mut deployment = workload("Deployment", "web", &json!({"replicas": 2, "progressDeadlineSeconds": 5}));
+    kubectl.apply(&deployment.to_string());
+    rolled_out(&kubectl, "deployment/web");
+    deployment["spec"]["template"]["spec"]["containers"][0]["image"] = json!("localhost/absent:none");
+    kubectl.apply(&deployment.to_string());
+    let error = kubectl.refused(&["rollout", "status", "deployment/web", "--timeout=60s"], None);
+    assert!(error.contains("exceeded its progress deadline"), "{error}");
+    let object = kubectl.object(&["deployment", "web"]).unwrap();
+    assert!(object["status"]["availableReplicas"].as_i64() >= Some(2), "{}", object["status"]);
+    kubectl.run(&["rollout", "undo", "deployment/web"]);
+    rolled_out(&kubectl, "deployment/web");
+}
+
+#[test]
+fn a_stateful_set_goes_down_and_is_updated_from_its_end() {
+    let (kubectl, api) = (Kubectl::shared("ordinals"), Api::admin());
+    let mut set = workload("StatefulSet", "db", &json!({"serviceName": "db", "replicas": 3}));
+    let all = format!("/api/v1/namespaces/{}/pods", kubectl.namespace);
+    let version = api.get(&all).unwrap()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let mut watch = api.watch(&format!("{all}?watch=true&resourceVersion={version}&labelSelector=app%3Ddb"));
+    kubectl.apply(&set.to_string());
+    // The order of one kind of change, as the API tells it.
+    let mut order = |wanted: &str, count: usize| {
+        let mut names = Vec::new();
+        while names.len() < count {
+            let (kind, pod) = watch.event(LONG);
+            if kind == wanted {
+                names.push(pod["metadata"]["name"].as_str().unwrap().to_owned());
+            }
+        }
+        names
+    };
+    assert_eq!(order("ADDED", 3), ["db-0", "db-1", "db-2"]);
+    rolled_out(&kubectl, "statefulset/db");
+    let before = pods(&kubectl, "db");
+
+    set["spec"]["template"]["metadata"]["labels"]["version"] = json!("2");
+    kubectl.apply(&set.to_string());
+    assert_eq!(order("DELETED", 3), ["db-2", "db-1", "db-0"]);
+    rolled_out(&kubectl, "statefulset/db");
+    let after = pods(&kubectl, "db");
+    let names =
+        |pods: &BTreeSet<(String, String)>| pods.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&after), names(&before));
+    assert!(after.is_disjoint(&before));
+
+    kubectl.run(&["scale", "statefulset/db", "--replicas=1"]);
+    assert_eq!(order("DELETED", 2), ["db-2", "db-1"]);
+    until("one pod is left", LONG, || match pods(&kubectl, "db").len() {
+        1 => Ok(()),
+        count => Err(count.to_string()),
+    });
+}
+
+#[test]
+fn a_stateful_set_may_start_all_its_pods_at_once() {
+    let kubectl = Kubectl::shared("parallel");
+    let mut set = workload(
+        "StatefulSet",
+        "db",
+        &json!({"serviceName": "db", "replicas": 3, "podManagementPolicy": "Parallel"}),
+    );
+    // None of them becomes ready: in order, only the first would ever be there.
+    set["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["false"]}});
+    kubectl.apply(&set.to_string());
+    until("three pods are there", LONG, || match pods(&kubectl, "db").len() {
+        3 => Ok(()),
+        count => Err(count.to_string()),
+    });
+}
+
+#[test]
+fn a_daemon_set_replaces_its_pods_node_by_node() {
+    let kubectl = Kubectl::shared("agents");
+    let mut set = workload("DaemonSet", "agent", &json!({}));
+    kubectl.apply(&set.to_string());
+    rolled_out(&kubectl, "daemonset/agent");
+    let before = pods(&kubectl, "agent");
+    assert_eq!(before.len(), 2);
+    set["spec"]["template"]["spec"]["containers"][0]["env"] = json!([{"name": "VERSION", "value": "2"}]);
+    kubectl.apply(&set.to_string());
+    rolled_out(&kubectl, "daemonset/agent");
+    let status = kubectl.object(&["daemonset", "agent"]).unwrap()["status"].clone();
+    assert_eq!(status["updatedNumberScheduled"], 2, "{status}");
+    assert!(pods(&kubectl, "agent").is_disjoint(&before));
+    let revisions = kubectl.object(&["controllerrevisions"]).unwrap();
+    assert_eq!(revisions["items"].as_array().unwrap().len(), 2);
+    // A selector that fits no node leaves none.
+    set["spec"]["template"]["spec"]["nodeSelector"] = json!({"no": "node"});
+    kubectl.apply(&set.to_string());
+    until("no pod is left", LONG, || match pods(&kubectl, "agent").len() {
+        0 => Ok(()),
+        count => Err(count.to_string()),
+    });
+}
+
+#[test]
+fn a_job_that_keeps_failing_is_given_up() {
+    let kubectl = Kubectl::shared("backoff");
+    let job = |name: &str, spec: Value, script: &str| {
+        let mut job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+                "containers": [container("main", script)]}}},
+        });
+        for (field, value) in spec.as_object().into_iter().flatten() {
+            job["spec"][field] = value.clone();
+        }
+        kubectl.apply(&job.to_string());
+    };
+    job("failing", json!({"backoffLimit": 1}), "exit 1");
+    job("late", json!({"activeDeadlineSeconds": 2}), "sleep 3600");
+    job("short", json!({"ttlSecondsAfterFinished": 0}), "true");
+    job(
+        "indexed",
+        json!({"completionMode": "Indexed", "completions": 3, "parallelism": 3}),
+        "echo index $JOB_COMPLETION_INDEX",
+    );
+
+    let failed = |name: &str, reason: &str| {
+        kubectl.run(&["wait", "--for=condition=Failed", &format!("job/{name}"), "--timeout=90s"]);
+        let job = kubectl.object(&["job", name]).unwrap();
+        let conditions = job["status"]["conditions"].as_array().unwrap().clone();
+        let condition = conditions.iter().find(|c| c["type"] == "Failed").unwrap();
+        assert_eq!(condition["reason"], reason, "{condition}");
+        job
+    };
+    assert_eq!(failed("failing", "BackoffLimitExceeded")["status"]["failed"], 2);
+    let late = failed("late", "DeadlineExceeded");
+    assert!(late["status"]["active"].as_i64().unwrap_or_default() == 0, "{}", late["status"]);
+    kubectl.run(&["wait", "--for=condition=Complete", "job/indexed", "--timeout=90s"]);
+    let indexed = kubectl.object(&["job", "indexed"]).unwrap();
+    assert_eq!(indexed["status"]["completedIndexes"], "0-2");
+    let logs = kubectl.run(&["logs", "-l", "job-name=indexed", "--prefix=false"]);
+    let lines: BTreeSet<&str> = logs.lines().collect();
+    assert_eq!(lines, BTreeSet::from(["index 0", "index 1", "index 2"]));
+    until("the finished job is taken away", LONG, || {
+        let names = kubectl.ask(&["get", "jobs", "-o", "name"])?;
+        if names.contains("job.batch/short") { Err(names) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn a_suspended_job_waits_until_it_is_resumed() {
+    let kubectl = Kubectl::shared("suspend");
+    let job = json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "waiting"},
+        "spec": {"suspend": true, "template": {"spec": {"restartPolicy": "Never",
+            "containers": [container("main", "true")]}}},
+    });
+    kubectl.apply(&job.to_string());
+    kubectl.run(&["wait", "--for=condition=Suspended", "job/waiting", "--timeout=60s"]);
+    assert_eq!(kubectl.run(&["get", "pods", "-o", "name"]), "");
+    kubectl.run(&["patch", "job", "waiting", "--type=merge", "-p", r#"{"spec":{"suspend":false}}"#]);
+    kubectl.run(&["wait", "--for=condition=Complete", "job/waiting", "--timeout=60s"]);
+}
+
+#[test]
+fn a_cron_job_starts_a_job_each_minute() {
+    let kubectl = Kubectl::shared("cron");
+    let cron = json!({
+        "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "tick"},
+        "spec": {"schedule": "* * * * *", "concurrencyPolicy": "Forbid", "successfulJobsHistoryLimit": 1,
+            "jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Never",
+                "containers": [container("main", "echo tick")]}}}}},
+    });
+    kubectl.apply(&cron.to_string());
+    let suspended = json!({
+        "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "asleep"},
+        "spec": {"schedule": "* * * * *", "suspend": true, "jobTemplate": cron["spec"]["jobTemplate"]},
+    });
+    kubectl.apply(&suspended.to_string());
+    // The next full minute, and then the pod.
+    let status = until("a job was run", Duration::from_secs(100), || {
+        let object = kubectl.object(&["cronjob", "tick"])?;
+        let status = object["status"].clone();
+        if status["lastSuccessfulTime"].is_string() { Ok(status) } else { Err(status.to_string()) }
+    });
+    let scheduled = status["lastScheduleTime"].as_str().unwrap();
+    assert!(scheduled.ends_with(":00Z"), "{scheduled}");
+    let jobs = kubectl.object(&["jobs"]).unwrap();
+    let jobs = jobs["items"].as_array().unwrap();
+    assert!(!jobs.is_empty());
+    for job in jobs {
+        assert_eq!(job["metadata"]["ownerReferences"][0]["name"], "tick", "{}", job["metadata"]);
+        assert_eq!(job["metadata"]["ownerReferences"][0]["controller"], true);
+    }
+    let first = jobs[0]["metadata"]["name"].as_str().unwrap();
+    assert_eq!(kubectl.run(&["logs", &format!("job/{first}")]), "tick\n");
+}
