@@ -4,6 +4,7 @@
 //! `watch` → `grpc`. `snapshot` lets the log be cut; `start` puts snapshot, tree and log together again.
 
 pub mod apply;
+mod authority;
 pub mod config;
 pub mod env;
 pub mod grpc;

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::Service as _;
 
+use crate::authority::Repair;
 use crate::config::Url;
 use crate::grpc::{ETCD_VERSION, Server, Service};
 use crate::transport::PeerService;
@@ -244,9 +245,9 @@ async fn connection(
 ) {
     let _ = stream.set_nodelay(true);
     match tls {
-        None => http(TokioIo::new(stream), services, cancel).await,
+        None => http(TokioIo::new(Repair::new(stream)), services, cancel).await,
         Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => http(TokioIo::new(stream), services, cancel).await,
+            Ok(Ok(stream)) => http(TokioIo::new(Repair::new(stream)), services, cancel).await,
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         },

@@ -30,8 +30,8 @@ pub trait Backend: Send + Sync {
 
 pub struct SledBackend(sled::Db);
 
-/// sled's own default is 1 GiB.
-const CACHE: u64 = 4 << 20;
+/// sled's own default is 1 GiB. The system caches the file anyway.
+const CACHE: u64 = 1 << 20;
 
 impl SledBackend {
     /// # Errors

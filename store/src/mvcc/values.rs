@@ -24,6 +24,9 @@ pub const APPLIED_KEY: &[u8] = b"m/applied";
 const OVERLAY_LIMIT: u64 = 16 << 20;
 /// A batch of the drain thread.
 const BATCH: u64 = 1 << 20;
+/// Less than this waits a little for more: a tree written in many small batches takes several times the memory and time.
+const EAGER: u64 = 256 << 10;
+const LINGER: Duration = Duration::from_millis(50);
 
 /// What one applied entry changes.
 #[derive(Default)]
@@ -39,6 +42,9 @@ struct Group {
 struct Queue {
     open: Group,
     sealed: VecDeque<Group>,
+    sealed_bytes: u64,
+    /// Threads that wait for the tree to catch up.
+    waiting: usize,
     /// The index up to which the tree has everything.
     drained: u64,
     /// A group is being written.
@@ -164,9 +170,14 @@ impl Values {
         let mut queue = self.queue.lock();
         let mut group = mem::take(&mut queue.open);
         (group.index, group.term) = (index, term);
+        let before = queue.sealed_bytes;
+        queue.sealed_bytes += group.bytes;
+        let wake = queue.sealed.is_empty() || (before < EAGER && queue.sealed_bytes >= EAGER);
         queue.sealed.push_back(group);
         drop(queue);
-        self.work.notify_one();
+        if wake {
+            self.work.notify_one();
+        }
     }
 
     /// Whether proposals have to wait for the tree.
@@ -185,13 +196,18 @@ impl Values {
     /// Waits until the tree has everything up to `index`. False: it never will.
     pub fn wait_drained(&self, index: u64) -> bool {
         let mut queue = self.queue.lock();
+        queue.waiting += 1;
+        self.work.notify_one();
+        let mut reached = true;
         while queue.drained < index {
             if queue.failed.is_some() || queue.closed {
-                return false;
+                reached = false;
+                break;
             }
             self.done.wait(&mut queue);
         }
-        true
+        queue.waiting -= 1;
+        reached
     }
 
     /// Lets the drain thread finish what is sealed and end.
@@ -205,6 +221,7 @@ impl Values {
     pub fn replace(&self, backend: Arc<dyn Backend>, drained: u64) {
         let mut queue = self.queue.lock();
         queue.sealed.clear();
+        queue.sealed_bytes = 0;
         while queue.busy {
             self.done.wait(&mut queue);
         }
@@ -228,6 +245,9 @@ impl Values {
                 }
                 self.work.wait(&mut queue);
             }
+            if queue.sealed_bytes < EAGER && queue.waiting == 0 && !queue.closed {
+                self.work.wait_for(&mut queue, LINGER);
+            }
             let (mut groups, mut bytes) = (Vec::new(), 0);
             while bytes < BATCH
                 && let Some(group) = queue.sealed.pop_front()
@@ -235,6 +255,7 @@ impl Values {
                 bytes += group.bytes;
                 groups.push(group);
             }
+            queue.sealed_bytes -= bytes;
             queue.busy = true;
             drop(queue);
             let (full, begun) = (self.is_full(), Instant::now());
