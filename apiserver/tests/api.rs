@@ -296,6 +296,8 @@ async fn who_may_do_what() {
     let bad =
         cluster.send(User::Nobody, "GET", "/api/v1/pods", &[("authorization", "Bearer nonsense")], "").await;
     assert_eq!((bad.code, bad.message().as_str()), (401, "Unauthorized"));
+    let stranger = cluster.send(User::Stranger, "GET", MAPS, &[], "").await;
+    assert_eq!((stranger.code, stranger.message().as_str()), (401, "Unauthorized"));
     assert_eq!(cluster.send(User::Jane, "GET", MAPS, &[], "").await.code, 403);
     let as_jane = cluster.send(User::Admin, "GET", MAPS, &[("impersonate-user", "jane")], "").await;
     assert_eq!(as_jane.code, 403);

@@ -153,6 +153,7 @@ impl Write<'_> {
         if let Some(conversion) = &kind.conversion {
             (conversion.to_storage)(&mut new);
         }
+        let last = gone.then(|| new.clone());
         let change = if gone {
             Change::Delete
         } else if let Some(ttl) = self.server.ttl_of(self.served) {
@@ -164,8 +165,11 @@ impl Write<'_> {
         match resource.swap(current, change).await {
             Ok(None) => Ok(None),
             Ok(Some(updated)) => {
-                if let Updated::Deleted(_) = &updated {
+                if let (Updated::Deleted(object), Some(mut last)) = (&updated, last) {
                     hooks::after_delete(self, old).await;
+                    // What the caller wrote, not the state that it replaced.
+                    metadata::set(&mut last, "resourceVersion", object.resource_version().to_string());
+                    return Ok(Some(Outcome::Imagined(last)));
                 }
                 Ok(Some(Outcome::Stored(updated.object().clone())))
             }

@@ -179,6 +179,11 @@ impl Filter for Authentication {
                 path: &exchange.info.path,
             };
             match self.0.access.authentication.authenticate(&credentials).await {
+                // A certificate that nobody vouches for was meant as proof: it does not make its owner anonymous.
+                Ok(found) if found.user.name == user::ANONYMOUS && !exchange.peer.certificates.is_empty() => {
+                    tracing::warn!(peer = %exchange.peer.address, "client certificate of an unknown authority");
+                    return failure(&Status::unauthorized());
+                }
                 Ok(found) => exchange.user = found.user,
                 Err(error) => {
                     tracing::warn!(peer = %exchange.peer.address, %error, "unable to authenticate the request");

@@ -6,6 +6,7 @@
 pub mod body;
 pub mod chain;
 pub mod filters;
+pub mod tls;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 

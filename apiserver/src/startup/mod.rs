@@ -20,7 +20,7 @@ use std::{
 use keelson_component_base::{
     health::Checks,
     metrics::Registry,
-    tls::{ClientAuth, ServerTls, TlsError},
+    tls::{ServerTls, TlsError},
 };
 use keelson_registry::Kind;
 use keelson_storage::{Storage, StoreConfig, StoreError, StoreTls};
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, ConfigError},
     discovery::Discovery,
-    http::{Listener, Service},
+    http::{Listener, Service, tls::server_config},
     metrics::Metrics,
     openapi::OpenApi,
     served::{NoSchema, Table},
@@ -77,13 +77,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
     config.validate()?;
     let address = SocketAddr::new(config.bind_address, config.secure_port);
     let tcp = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
-    let tls = ServerTls {
+    let tls = server_config(&ServerTls {
         cert_file: config.tls_cert_file.clone(),
         key_file: config.tls_private_key_file.clone(),
-        client_ca_file: config.client_ca_file.clone(),
-        client_auth: ClientAuth::Optional,
-    }
-    .server_config(&[b"h2", b"http/1.1"])?;
+        ..ServerTls::default()
+    })?;
 
     // Ends what belongs to storage, after the last request.
     let background = CancellationToken::new();

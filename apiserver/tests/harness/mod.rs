@@ -58,6 +58,8 @@ pub enum User {
     Admin,
     /// No group that any policy names.
     Jane,
+    /// With a certificate of an authority that the server does not know.
+    Stranger,
     Nobody,
 }
 
@@ -133,6 +135,9 @@ impl Cluster {
         cluster.certificate("server", "kube-apiserver", &[]);
         cluster.certificate("admin", "kubernetes-admin", &["system:masters"]);
         cluster.certificate("jane", "jane", &["dev"]);
+        let stranger = rcgen::generate_simple_self_signed(["admin".to_string()]).unwrap();
+        std::fs::write(cluster.path("stranger.crt"), stranger.cert.pem()).unwrap();
+        std::fs::write(cluster.path("stranger.key"), stranger.signing_key.serialize_pem()).unwrap();
         let account = KeyPair::generate().unwrap();
         std::fs::write(cluster.path("sa.key"), account.serialize_pem()).unwrap();
         std::fs::write(cluster.path("sa.pub"), account.public_key_pem()).unwrap();
@@ -215,6 +220,7 @@ impl Cluster {
         let identity = match user {
             User::Admin => Some((read("admin.crt"), read("admin.key"))),
             User::Jane => Some((read("jane.crt"), read("jane.key"))),
+            User::Stranger => Some((read("stranger.crt"), read("stranger.key"))),
             User::Nobody => None,
         };
         let identity = identity.as_ref().map(|(certificate, key)| (&certificate[..], &key[..]));
