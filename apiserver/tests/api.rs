@@ -177,6 +177,11 @@ async fn a_watch_sees_every_change_once() {
     cluster.delete(&format!("{MAPS}/a")).await.ok();
     assert_eq!(events.named().await, ("DELETED".into(), "a".into()));
 
+    // Events come at once to a client that accepts gzip, as Go's do.
+    let mut packed =
+        Events::open_with(&cluster, &format!("{MAPS}?watch=1"), &[("accept-encoding", "gzip")]).await;
+    assert_eq!(packed.named().await, ("ADDED".into(), "before".into()));
+
     let mut tables = {
         let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
         let response = cluster

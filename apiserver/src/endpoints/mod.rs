@@ -49,7 +49,9 @@ pub(crate) struct Call {
 
 /// Serves a request that passed all filters.
 pub async fn route(server: &Arc<Server>, exchange: Exchange) -> Response {
-    let accept_encoding = exchange.headers().get(http::header::ACCEPT_ENCODING).cloned();
+    // What is sent while it happens (watches, logs, tunnels) must not wait in a compressor.
+    let finished = matches!(exchange.info.verb.as_str(), "get" | "list") && !exchange.info.is_long_running();
+    let accept_encoding = exchange.headers().get(http::header::ACCEPT_ENCODING).filter(|_| finished).cloned();
     let response = dispatch(server, exchange).await.unwrap_or_else(|status| body::failure(&status));
     match accept_encoding {
         None => response,

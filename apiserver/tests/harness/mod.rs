@@ -307,8 +307,14 @@ pub struct Events {
 
 impl Events {
     pub async fn open(cluster: &Cluster, path: &str) -> Self {
-        let response =
-            cluster.stream(0, User::Admin, (Method::GET, path), &[], "").await.expect("the server is there");
+        Self::open_with(cluster, path, &[]).await
+    }
+
+    pub async fn open_with(cluster: &Cluster, path: &str, headers: &[(&str, &str)]) -> Self {
+        let response = cluster
+            .stream(0, User::Admin, (Method::GET, path), headers, "")
+            .await
+            .expect("the server is there");
         assert_eq!(response.status(), 200, "{path}");
         Events { body: response.into_body(), buffer: Vec::new() }
     }
