@@ -22,6 +22,7 @@ packages: ## Install what running a cluster needs from Debian
 
 test-packages: packages
 	@deploy/local/packages.sh test
+	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
 build: ## Build every daemon in release mode
 	cargo build --release $(addprefix -p ,$(DAEMONS))
