@@ -8,6 +8,7 @@ pub mod api;
 pub mod kubectl;
 pub mod network;
 pub mod pods;
+pub mod store;
 pub mod wait;
 
 use std::path::PathBuf;

@@ -219,7 +219,6 @@ fn a_job_that_keeps_failing_is_given_up() {
     };
     job("failing", json!({"backoffLimit": 1}), "exit 1");
     job("late", json!({"activeDeadlineSeconds": 2}), "sleep 3600");
-    job("short", json!({"ttlSecondsAfterFinished": 0}), "true");
     job(
         "indexed",
         json!({"completionMode": "Indexed", "completions": 3, "parallelism": 3}),
@@ -243,10 +242,6 @@ fn a_job_that_keeps_failing_is_given_up() {
     let logs = kubectl.run(&["logs", "-l", "job-name=indexed", "--prefix=false"]);
     let lines: BTreeSet<&str> = logs.lines().collect();
     assert_eq!(lines, BTreeSet::from(["index 0", "index 1", "index 2"]));
-    until("the finished job is taken away", LONG, || {
-        let names = kubectl.ask(&["get", "jobs", "-o", "name"])?;
-        if names.contains("job.batch/short") { Err(names) } else { Ok(()) }
-    });
 }
 
 #[test]
