@@ -190,7 +190,8 @@ fn resource_list(kinds: &[&'static Kind], group: &str, version: &str) -> Value {
             entry["categories"] = json!(resource.categories);
         }
         if kind.storage_prefix.is_some() {
-            entry["storageVersionHash"] = storage_version_hash(&resource.gvk()).into();
+            entry["storageVersionHash"] =
+                storage_version_hash(&crate::served::stored(kind).resource.gvk()).into();
         }
         resources.push(entry);
         for subresource in resource.subresources.iter() {

@@ -110,12 +110,16 @@ impl Table {
     }
 }
 
-/// Two kinds may share one storage; the one stored as served describes it.
-fn resource_config(kind: &'static Kind, prefix: &'static str) -> ResourceConfig {
-    let stored = keelson_registry::kinds()
+/// The kind under which a kind's objects are stored: two kinds may share one storage, and one of them converts.
+pub fn stored(kind: &'static Kind) -> &'static Kind {
+    keelson_registry::kinds()
         .iter()
-        .find(|other| other.storage_prefix == Some(prefix) && other.conversion.is_none())
-        .unwrap_or(kind);
+        .find(|other| other.storage_prefix == kind.storage_prefix && other.conversion.is_none())
+        .unwrap_or(kind)
+}
+
+fn resource_config(kind: &'static Kind, prefix: &'static str) -> ResourceConfig {
+    let stored = stored(kind);
     let resource = &stored.resource;
     let name = Qualified { group: &resource.group, name: &resource.plural }.to_string();
     ResourceConfig {

@@ -148,6 +148,23 @@ async fn what_is_refused_and_how() {
     .await;
     check("DELETE", &format!("{MAPS}/x?propagationPolicy=Sideways"), &[], "", 400, "propagationPolicy").await;
 
+    let privileged = json!({"metadata": {"name": "p"}, "spec": {"containers": [
+        {"name": "c", "image": "i", "securityContext": {"privileged": true}},
+    ]}});
+    cluster
+        .post("/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "default"}}))
+        .await
+        .ok();
+    let privileged = cluster.post("/api/v1/namespaces/default/pods", &privileged).await;
+    assert_eq!(privileged.code, 422);
+    assert!(
+        privileged.message().contains(
+            "spec.containers[0].securityContext.privileged: Forbidden: disallowed by cluster policy"
+        ),
+        "{}",
+        privileged.message()
+    );
+
     let warned = cluster.post(MAPS, &json!({"metadata": {"name": "w"}, "dat": {}})).await;
     assert_eq!(warned.code, 201);
     assert_eq!(warned.headers["warning"], r#"299 - "unknown field \"dat\"""#);

@@ -6,8 +6,8 @@ use keelson_access::admission::Operation;
 use keelson_storage::{Error, Object};
 use serde_json::Value;
 
-use super::{Subject, Write, errors, escalation, hooks, metadata};
-use crate::status::Status;
+use super::{Subject, Write, errors, escalation, hooks, metadata, privileged};
+use crate::status::{Cause, Status};
 
 /// Attempts at a free generated name, as upstream.
 const NAME_ATTEMPTS: usize = 8;
@@ -88,9 +88,9 @@ impl Write<'_> {
     ) -> Result<Outcome, (Status, Failure)> {
         let refused = |status: Status| (status, Failure::Refused);
         let kind = self.served.kind;
-        let causes = kind.validate_create(&object);
+        let mut causes: Vec<Cause> = kind.validate_create(&object).into_iter().map(Into::into).collect();
+        causes.extend(privileged::check(self, &object));
         if !causes.is_empty() {
-            let causes = causes.into_iter().map(Into::into).collect();
             return Err(refused(Status::invalid(self.served.qualified_kind(), name, causes)));
         }
         self.warnings.extend(kind.warnings(&object, None));

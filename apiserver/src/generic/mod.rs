@@ -14,6 +14,7 @@ pub mod errors;
 mod escalation;
 pub mod hooks;
 pub mod metadata;
+mod privileged;
 pub mod selectors;
 pub mod update;
 

@@ -11,7 +11,7 @@ use keelson_schema::apply::{self, Writer};
 use keelson_storage::{Change, Current, Error, Object, Updated};
 use serde_json::Value;
 
-use super::{Subject, Write, create::Outcome, errors, escalation, hooks, metadata};
+use super::{Subject, Write, create::Outcome, errors, escalation, hooks, metadata, privileged};
 use crate::status::{Cause, Status};
 
 /// Rounds before a busy object is answered with a conflict.
@@ -137,9 +137,12 @@ impl Write<'_> {
     ) -> Result<Option<Outcome>, Status> {
         let kind = self.served.kind;
         let qualified = self.served.qualified();
-        let causes = kind.validate_update(self.scope(), &new, old);
+        let mut causes: Vec<Cause> =
+            kind.validate_update(self.scope(), &new, old).into_iter().map(Into::into).collect();
+        if self.scope() != Scope::Status {
+            causes.extend(privileged::check(self, &new));
+        }
         if !causes.is_empty() {
-            let causes = causes.into_iter().map(Into::into).collect();
             return Err(Status::invalid(self.served.qualified_kind(), name, causes));
         }
         self.warnings.extend(kind.warnings(&new, Some(old)));

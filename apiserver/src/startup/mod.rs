@@ -75,6 +75,9 @@ struct Progress {
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartError> {
     let started = Instant::now();
     config.validate()?;
+    if config.profiling {
+        tracing::warn!("--profiling has no effect: this server has no profiling endpoint");
+    }
     let address = SocketAddr::new(config.bind_address, config.secure_port);
     let tcp = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
     let tls = server_config(&ServerTls {
