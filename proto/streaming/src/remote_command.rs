@@ -100,7 +100,7 @@ where
                  \"reason\":\"InternalError\",\"code\":500}}"
             );
             send(&mut to_client, ERROR, status.as_bytes()).await;
-            let _ = to_client.close().await;
+            let _ = to_client.send(crate::websocket::normal_close()).await;
             return;
         }
     };
@@ -165,7 +165,7 @@ where
         if !verdict.is_empty() {
             send(&mut to_client, ERROR, &verdict).await;
         }
-        let _ = to_client.close().await;
+        let _ = to_client.send(crate::websocket::normal_close()).await;
     };
     tokio::select! {
         () = up => {}

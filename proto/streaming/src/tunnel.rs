@@ -45,7 +45,7 @@ where
             }
             buffer.reserve(32 << 10);
         }
-        let _ = to_client.close().await;
+        let _ = to_client.send(crate::websocket::normal_close()).await;
         Ok::<(), std::io::Error>(())
     };
     tokio::select! {

@@ -5,8 +5,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
+        Message, Utf8Bytes,
         handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -52,6 +53,11 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(connection: S) -> WebSocke
     let config =
         WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
     WebSocketStream::from_raw_socket(connection, Role::Server, Some(config)).await
+}
+
+/// The last message: Go clients take a close without a code for an error.
+pub(crate) fn normal_close() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
 #[cfg(test)]
