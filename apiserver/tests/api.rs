@@ -84,6 +84,8 @@ async fn what_is_refused_and_how() {
     let json = &[("content-type", "application/json")];
     check("GET", "/api/v1/nothing", &[], "", 404, "404 page not found").await;
     check("GET", "/nothing", &[], "", 404, "404 page not found").await;
+    check("GET", "/api/v1/namespaces/default/nodes", &[], "", 404, "404 page not found").await;
+    check("GET", "/api/v1/pods/x", &[], "", 404, "404 page not found").await;
     check("GET", &format!("{MAPS}/x"), &[], "", 404, r#"configmaps "x" not found"#).await;
     check("POST", &format!("{MAPS}/x"), json, "{}", 405, "does not allow this method").await;
     check("POST", MAPS, json, "{", 400, "").await;

@@ -82,6 +82,9 @@ async fn dispatch(server: &Arc<Server>, exchange: Exchange) -> Result<Response, 
     {
         return Ok(body::not_found());
     }
+    if !resource.namespaced && !path.namespace.is_empty() && !served.is("", "namespaces") {
+        return Ok(body::not_found());
+    }
     if matches!(path.subresource.as_str(), "proxy" | "exec" | "attach" | "portforward" | "log") {
         return streams::serve(server, &served, &path, exchange).await;
     }
