@@ -7,7 +7,7 @@ use keelson_client::events::Recorder;
 use keelson_client::{delegated, leader};
 use keelson_component_base::metrics::Registry;
 use keelson_component_base::serve::Endpoints;
-use keelson_component_base::{health, logging, shutdown, systemd, tls};
+use keelson_component_base::{exit, health, logging, shutdown, systemd, tls};
 use kube_scheduler::bind::Binder;
 use kube_scheduler::config::Flags;
 use kube_scheduler::metrics::Metrics;
@@ -17,19 +17,7 @@ use kube_scheduler::server::Scheduler;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     tls::install_provider();
-    match run(Flags::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut message = error.to_string();
-            let mut source = error.source();
-            while let Some(cause) = source {
-                message = format!("{message}: {cause}");
-                source = cause.source();
-            }
-            eprintln!("kube-scheduler: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    exit::code("kube-scheduler", run(Flags::parse()).await)
 }
 
 async fn run(flags: Flags) -> Result<(), Box<dyn std::error::Error>> {

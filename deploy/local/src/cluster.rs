@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use keelson_component_base::exit;
 use kubeadm::certs::{self, Authorities, CertError, ClusterNames, Subject};
 use kubeadm::kubeconfig::{self, Kubeconfig};
 
@@ -315,10 +316,7 @@ impl Cluster {
             match ask() {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
-                    let last = match std::error::Error::source(&error) {
-                        Some(source) => format!("{error}: {source}"),
-                        None => error.to_string(),
-                    };
+                    let last = exit::chain(&error);
                     let log = supervisor::log_file(&self.host_layout(host), daemon);
                     return Err(ClusterError::Timeout { what: complaint.to_owned(), last, log });
                 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use keelson_component_base::exit;
 use keelson_local::cluster::Cluster;
 use keelson_local::layout::{DEFAULT_ROOT, Layout};
 use keelson_local::{dns_probe, supervisor};
@@ -67,19 +68,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(Cli::parse().command)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprint!("error: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                eprint!(": {cause}");
-                source = cause.source();
-            }
-            eprintln!();
-            ExitCode::FAILURE
-        }
-    }
+    exit::code("keelson-local", runtime.block_on(run(Cli::parse().command)))
 }
 
 async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {

@@ -67,6 +67,15 @@ pub fn running(host: &HostLayout, name: &str) -> Option<Pid> {
     ours.then(|| Pid::from_raw(pid))
 }
 
+/// The pid of the process that the supervisor of `name` keeps running; none between an end and the
+/// next start.
+pub fn daemon(host: &HostLayout, name: &str) -> Option<Pid> {
+    let supervisor = running(host, name)?;
+    // The supervisor has one thread, and one child.
+    let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok().map(Pid::from_raw)
+}
+
 /// Starts a supervisor for `process` unless one runs already. `supervisor` is the program that
 /// has the `supervise` subcommand (this crate's own binary). Returns whether it was started.
 pub fn start(supervisor: &Path, host: &HostLayout, process: &Process) -> Result<bool, SupervisorError> {

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod duration;
+pub mod exit;
 pub mod flags;
 pub mod health;
 pub mod logging;

@@ -10,7 +10,7 @@ use clap::Parser;
 use hickory_server::Server;
 use keelson_component_base::metrics::{Registry, exponential_buckets};
 use keelson_component_base::serve::Endpoints;
-use keelson_component_base::{health, logging, shutdown, tls};
+use keelson_component_base::{exit, health, logging, shutdown, tls};
 use keelson_dns::handler::{Handler, Metrics};
 use keelson_dns::records::Zone;
 use keelson_dns::services::Caches;
@@ -50,13 +50,7 @@ struct Cli {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     tls::install_provider();
-    match run(Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("keelson-dns: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit::code("keelson-dns", run(Cli::parse()).await)
 }
 
 async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
-use keelson_component_base::{health, logging, metrics, serve, shutdown, tls};
+use keelson_component_base::{exit, health, logging, metrics, serve, shutdown, tls};
 use keelson_network::cni::{self, CniPaths};
 use keelson_network::plan::{self, Desired, NodeFacts, Range};
 use keelson_network::{masquerade, routes};
@@ -49,21 +49,11 @@ struct Cli {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::process::ExitCode {
     tls::install_provider();
-    let cli = Cli::parse();
-    if let Err(error) = logging::init(&cli.log) {
-        eprintln!("keelson-network: cannot log: {error}");
-        return std::process::ExitCode::FAILURE;
-    }
-    match run(cli).await {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("keelson-network cannot go on: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    exit::code("keelson-network", run(Cli::parse()).await)
 }
 
 async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
+    logging::init(&cli.log)?;
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
     let (Some(kubeconfig), Some(own_name), Some(cluster_range)) =
