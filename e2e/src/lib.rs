@@ -7,6 +7,7 @@
 pub mod api;
 pub mod kubectl;
 pub mod network;
+pub mod own;
 pub mod pods;
 pub mod store;
 pub mod wait;
