@@ -57,8 +57,8 @@ e2e: test-packages ## End-to-end tests against real daemons and containers
 
 test: test-packages check unit e2e ## Everything that CI runs
 
-bench: packages build ## Measure against the peers on this machine
-	cargo run --release -p e2e --bin bench
+bench: packages build ## Measure against the peers on this machine (ARGS="store --requests 500" for a part)
+	@e2e/bench.sh $(ARGS)
 
 fix: ## Format and apply the lints' suggestions
 	cargo fmt --all

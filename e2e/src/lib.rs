@@ -5,6 +5,7 @@
 //! and leave nothing behind.
 
 pub mod api;
+pub mod bench;
 pub mod kubectl;
 pub mod network;
 pub mod own;
