@@ -11,6 +11,8 @@ use kube_store::run;
 fn main() -> ExitCode {
     tls::install_provider();
     let config = Config::parse();
+    // Only in builds for tests: steps at which the process ends, from the environment.
+    let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     if let Err(error) = logging::init(&config.log) {
         eprintln!("kube-store: cannot set up logging: {error}");
         return ExitCode::FAILURE;

@@ -38,6 +38,8 @@ pub enum RunError {
 
 /// Bytes that have to be free on the disk for writes to be accepted.
 const RESERVE: u64 = 64 << 20;
+/// Pause before a member without a leader asks again whether it may serve.
+const READY_RETRY: Duration = Duration::from_millis(50);
 const SPACE_CHECK: Duration = Duration::from_secs(2);
 /// How long a leader that stops waits for another one to take over.
 const HANDOVER: Duration = Duration::from_secs(1);
@@ -73,11 +75,7 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     let values = server.state.store.values.clone();
 
     let (stop_serving, serving) = (CancellationToken::new(), TaskTracker::new());
-    let service = Services::clients(&server, &registry);
-    for listener in client_listeners {
-        tracing::info!(url = %listener.url, "serving clients");
-        serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
-    }
+    serving.spawn(serve_clients(server.clone(), registry.clone(), client_listeners, stop_serving.clone()));
     let service = Services::peers(PeerService::new(server.clone(), snapshots, epoch));
     for listener in peer_listeners {
         tracing::info!(url = %listener.url, "serving peers");
@@ -130,6 +128,35 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     drop(lock);
     tracing::info!("stopped");
     Ok(result?)
+}
+
+/// Serves clients once this member knows all that was committed before it started, as etcd does: after a
+/// restart the tail of the log is applied only when a leader has committed it, and a client that was
+/// told of a revision must never be answered with an older one.
+async fn serve_clients(
+    server: Arc<Server>,
+    registry: Registry,
+    listeners: Vec<Listener>,
+    stop_serving: CancellationToken,
+) {
+    let ready = async {
+        while let Err(error) = server.read_barrier().await {
+            tracing::info!(error = error.message(), "not serving clients yet");
+            tokio::time::sleep(READY_RETRY).await;
+        }
+    };
+    tokio::select! {
+        () = stop_serving.cancelled() => return,
+        () = ready => {}
+    }
+    let service = Services::clients(&server, &registry);
+    let serving = TaskTracker::new();
+    for listener in listeners {
+        tracing::info!(url = %listener.url, "serving clients");
+        serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
+    }
+    serving.close();
+    serving.wait().await;
 }
 
 /// A leader that stops lets another one take over first, so that writes go on at once.

@@ -73,11 +73,7 @@ impl Trees {
         let numbers = self.numbers().map_err(|error| StartError::Directory(self.directory.clone(), error))?;
         for number in numbers.into_iter().rev() {
             let path = self.path(number);
-            let opened = SledBackend::open(&path).and_then(|backend| {
-                let backend: Arc<dyn Backend> = Arc::new(backend);
-                Ok((load(&backend)?, backend))
-            });
-            match opened {
+            match read_tree(path)? {
                 Ok((loaded, backend)) if loaded.applied.0 >= from => {
                     self.remove_but(number);
                     return Ok(Some((backend, loaded)));
@@ -87,9 +83,7 @@ impl Trees {
                     needed = from,
                     "the tree of values is unfinished or older than the snapshot: it is built anew"
                 ),
-                Err(error) => {
-                    tracing::warn!(error = %Chain(&error), "the tree of values is damaged: it is built anew");
-                }
+                Err(error) => tracing::warn!(error, "the tree of values is damaged: it is built anew"),
             }
         }
         Ok(None)
@@ -112,6 +106,23 @@ impl Trees {
             }
         }
     }
+}
+
+/// Opens and reads a tree on a thread of its own: sled panics at some damages instead of telling, and what it then
+/// leaves locked must not be this thread's.
+#[allow(clippy::type_complexity, reason = "two kinds of failure, used once")]
+fn read_tree(path: PathBuf) -> Result<Result<(Loaded, Arc<dyn Backend>), String>, StartError> {
+    let (found, wait) = channel();
+    let read = move || {
+        let opened = SledBackend::open(&path).and_then(|backend| {
+            let backend: Arc<dyn Backend> = Arc::new(backend);
+            Ok((load(&backend)?, backend))
+        });
+        // Its receiver waits.
+        let _ = found.send(opened.map_err(|error| Chain(&error).to_string()));
+    };
+    std::thread::Builder::new().name("open".into()).spawn(read).map_err(StartError::Thread)?;
+    Ok(wait.recv().unwrap_or_else(|_| Err("reading it panicked".to_owned())))
 }
 
 /// What the disk says.

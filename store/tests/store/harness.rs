@@ -1,0 +1,260 @@
+//! Starts, kills and asks real members.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use keelson_proto::etcd::etcdserverpb::kv_client::KvClient;
+use keelson_proto::etcd::etcdserverpb::lease_client::LeaseClient;
+use keelson_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
+use keelson_proto::etcd::etcdserverpb::watch_client::WatchClient;
+use keelson_proto::etcd::etcdserverpb::{
+    HashKvRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
+};
+use tempfile::TempDir;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+/// Nothing here takes that long, unless it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub struct Member {
+    pub directory: TempDir,
+    name: String,
+    pub client_port: u16,
+    peer_port: u16,
+    cluster: String,
+    child: Option<Child>,
+    pub extra: Vec<String>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// Members of a group that are not started yet.
+pub fn members(count: usize) -> Vec<Member> {
+    let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
+    let cluster: Vec<String> =
+        ports.iter().enumerate().map(|(i, (_, peer))| format!("m{i}=http://127.0.0.1:{peer}")).collect();
+    ports
+        .into_iter()
+        .enumerate()
+        .map(|(i, (client_port, peer_port))| Member {
+            directory: tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap(),
+            name: format!("m{i}"),
+            client_port,
+            peer_port,
+            cluster: cluster.join(","),
+            child: None,
+            extra: Vec::new(),
+        })
+        .collect()
+}
+
+/// One member that is up.
+pub async fn single() -> Member {
+    let mut member = members(1).remove(0);
+    member.start();
+    member.ready().await;
+    member
+}
+
+/// A group that has a leader.
+pub async fn group(count: usize) -> Vec<Member> {
+    let mut members = members(count);
+    for member in &mut members {
+        member.start();
+    }
+    for member in &members {
+        member.ready().await;
+    }
+    members
+}
+
+impl Member {
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    pub fn start(&mut self) {
+        self.start_with("");
+    }
+
+    /// With failpoints, in the `fail` crate's syntax.
+    pub fn start_with(&mut self, failpoints: &str) {
+        assert!(self.child.is_none(), "it runs already");
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let url = |port| format!("http://127.0.0.1:{port}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kube-store"));
+        command
+            .arg(format!("--name={}", self.name))
+            .arg(format!("--data-dir={}", self.data().display()))
+            .arg(format!("--listen-client-urls={}", url(self.client_port)))
+            .arg(format!("--advertise-client-urls={}", url(self.client_port)))
+            .arg(format!("--listen-peer-urls={}", url(self.peer_port)))
+            .arg(format!("--initial-advertise-peer-urls={}", url(self.peer_port)))
+            .arg(format!("--initial-cluster={}", self.cluster))
+            .args(&self.extra)
+            .env("FAILPOINTS", failpoints)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// kill -9, if it runs.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM; it has to end by itself.
+    pub fn stop(&mut self) -> ExitStatus {
+        let pid = self.child.as_ref().unwrap().id();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::SIGTERM).unwrap();
+        self.ended()
+    }
+
+    /// Stops every thread of it where it is.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = self.child.as_ref().unwrap().id();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", self.client_port)).unwrap();
+        Client::new(endpoint.connect_lazy())
+    }
+
+    /// Waits until it answers linearizable reads.
+    pub async fn ready(&self) {
+        let client = self.client();
+        eventually("it is ready", || async { client.get("x").await.ok() }).await;
+    }
+
+    pub fn wal(&self) -> PathBuf {
+        self.data().join("member/wal")
+    }
+
+    pub fn trees(&self) -> PathBuf {
+        self.data().join("member/tree")
+    }
+
+    pub fn snapshots(&self) -> usize {
+        files(&self.data().join("member/snap"), ".manifest").len()
+    }
+}
+
+pub fn files(directory: &Path, suffix: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).map(|entries| entries.map(|entry| entry.unwrap().path()));
+    let mut found: Vec<_> =
+        entries.into_iter().flatten().filter(|path| path.to_string_lossy().ends_with(suffix)).collect();
+    found.sort();
+    found
+}
+
+/// Asks again and again until there is an answer.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Ok(Some(answer)) = tokio::time::timeout(Duration::from_secs(10), ask()).await {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "gave up waiting until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[derive(Clone)]
+pub struct Client {
+    pub kv: KvClient<Channel>,
+    pub watch: WatchClient<Channel>,
+    pub lease: LeaseClient<Channel>,
+    pub maintenance: MaintenanceClient<Channel>,
+}
+
+impl Client {
+    fn new(channel: Channel) -> Self {
+        Self {
+            kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
+            watch: WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
+            lease: LeaseClient::new(channel.clone()),
+            maintenance: MaintenanceClient::new(channel),
+        }
+    }
+
+    pub async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<PutResponse, Status> {
+        let value: Vec<u8> = value.into();
+        let request = PutRequest { key: key.to_owned().into(), value: value.into(), ..PutRequest::default() };
+        Ok(self.kv.clone().put(request).await?.into_inner())
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Status> {
+        let request = RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() };
+        let response = self.kv.clone().range(request).await?.into_inner();
+        Ok(response.kvs.into_iter().next().map(|kv| kv.value.to_vec()))
+    }
+
+    pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
+        Ok(self.kv.clone().range(request).await?.into_inner())
+    }
+
+    /// All keys with a prefix.
+    pub async fn all(&self, prefix: &str) -> Result<BTreeMap<String, Vec<u8>>, Status> {
+        let mut end = prefix.as_bytes().to_vec();
+        *end.last_mut().unwrap() += 1;
+        let request =
+            RangeRequest { key: prefix.to_owned().into(), range_end: end.into(), ..RangeRequest::default() };
+        let response = self.range(request).await?;
+        let pair = |kv: keelson_proto::etcd::mvccpb::KeyValue| {
+            (String::from_utf8(kv.key.to_vec()).unwrap(), kv.value.to_vec())
+        };
+        Ok(response.kvs.into_iter().map(pair).collect())
+    }
+
+    pub async fn status(&self) -> Result<StatusResponse, Status> {
+        Ok(self.maintenance.clone().status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// A checksum of the whole state with the revision that it stands at.
+    pub async fn hash(&self) -> Result<(i64, u32), Status> {
+        let response = self.maintenance.clone().hash_kv(HashKvRequest::default()).await?.into_inner();
+        Ok((response.header.unwrap().revision, response.hash))
+    }
+}
