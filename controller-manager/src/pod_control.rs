@@ -1,0 +1,177 @@
+//! Making and removing pods on behalf of an owner, with upstream's events, in batches that start small so that
+//! what cannot succeed (a quota, a refused template) fails a few times and not hundreds.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use keelson_client::events::{Recorder, Type};
+use kube::Client;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+
+use crate::expectations::Expectations;
+use crate::meta::{Meta, ObjectKey};
+use crate::pod::PodInfo;
+
+/// The most pods that one look at an owner creates or deletes.
+pub const BURST: usize = 500;
+
+/// The API's own sentence, without what kube wraps around it.
+#[must_use]
+pub fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[must_use]
+pub fn is_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+/// Nothing can be created there any more; not an error of the owner's.
+#[must_use]
+pub fn is_namespace_terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+/// The object that events are about.
+#[must_use]
+pub fn reference(api_version: &str, kind: &str, meta: &Meta) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(api_version.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: Some(meta.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+        name: Some(meta.name.clone()),
+        uid: Some(meta.uid.clone()),
+        resource_version: Some(meta.resource_version.clone()),
+        field_path: None,
+    }
+}
+
+/// `<owner>-`, or the name alone where that would be no prefix of a pod's name.
+#[must_use]
+pub fn generate_name(owner: &str) -> String {
+    let prefix = format!("{owner}-");
+    let valid = keelson_objects::validation::is_dns1123_subdomain(&format!("{prefix}a")).is_empty();
+    if valid { prefix } else { owner.to_owned() }
+}
+
+/// A pod of a template, with no name yet.
+#[must_use]
+pub fn from_template(template: &PodTemplateSpec, namespace: &str, owner: OwnerReference) -> Pod {
+    let from = template.metadata.clone().unwrap_or_default();
+    let metadata = ObjectMeta {
+        namespace: Some(namespace.to_owned()),
+        generate_name: Some(generate_name(&owner.name)),
+        labels: from.labels,
+        annotations: from.annotations,
+        finalizers: from.finalizers,
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    };
+    Pod { metadata, spec: template.spec.clone(), status: None }
+}
+
+/// Makes and removes the pods of one owner.
+pub struct PodControl<'a> {
+    pub client: &'a Client,
+    pub recorder: &'a Recorder,
+    pub owner: &'a ObjectReference,
+    pub key: &'a ObjectKey,
+    pub expectations: &'a Expectations,
+}
+
+impl PodControl<'_> {
+    fn api(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.key.namespace)
+    }
+
+    /// Creates one pod and tells of it.
+    ///
+    /// # Errors
+    /// The server refused.
+    pub async fn create(&self, pod: &Pod) -> Result<(), kube::Error> {
+        match self.api().create(&PostParams::default(), pod).await {
+            Ok(made) => {
+                let name = made.metadata.name.unwrap_or_default();
+                self.recorder.event(
+                    self.owner,
+                    Type::Normal,
+                    "SuccessfulCreate",
+                    format!("Created pod: {name}"),
+                );
+                Ok(())
+            }
+            Err(error) => {
+                if !is_namespace_terminating(&error) {
+                    let text = format!("Error creating: {}", message(&error));
+                    self.recorder.event(self.owner, Type::Warning, "FailedCreate", text);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates all of `pods`: 1, then 2, 4, … at a time; after a batch with a failure no more is tried. Lowers the
+    /// expectations by what was not made. Gives the first error.
+    pub async fn create_all(&self, pods: &[Pod]) -> Result<(), kube::Error> {
+        let mut rest = pods;
+        let mut size = 1;
+        while !rest.is_empty() {
+            let (batch, later) = rest.split_at(size.min(rest.len()));
+            let mut first = None;
+            for result in join_all(batch.iter().map(|pod| self.create(pod))).await {
+                if let Err(error) = result {
+                    self.expectations.created(self.key);
+                    if !is_namespace_terminating(&error) || later.is_empty() {
+                        first.get_or_insert(error);
+                    }
+                }
+            }
+            if let Some(error) = first {
+                self.expectations.not_created(self.key, later.len());
+                return if is_namespace_terminating(&error) { Ok(()) } else { Err(error) };
+            }
+            rest = later;
+            size *= 2;
+        }
+        Ok(())
+    }
+
+    /// Deletes one pod, if it is still the one that was seen.
+    ///
+    /// # Errors
+    /// The server refused. A pod that is gone is no error.
+    pub async fn delete(&self, pod: &PodInfo) -> Result<(), kube::Error> {
+        match self.api().delete(&pod.meta.name, &DeleteParams::default()).await {
+            Ok(_) => {
+                let text = format!("Deleted pod: {}", pod.meta.name);
+                self.recorder.event(self.owner, Type::Normal, "SuccessfulDelete", text);
+                Ok(())
+            }
+            Err(error) if is_code(&error, 404) => {
+                self.expectations.deleted(self.key, &pod.meta.uid);
+                Ok(())
+            }
+            Err(error) => {
+                self.expectations.deleted(self.key, &pod.meta.uid);
+                let text = format!("Error deleting: {}", message(&error));
+                self.recorder.event(self.owner, Type::Warning, "FailedDelete", text);
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes all at once; gives the first error.
+    ///
+    /// # Errors
+    /// As [`Self::delete`].
+    pub async fn delete_all(&self, pods: &[Arc<PodInfo>]) -> Result<(), kube::Error> {
+        join_all(pods.iter().map(|pod| self.delete(pod))).await.into_iter().collect()
+    }
+}
