@@ -37,6 +37,7 @@ pub const DESCRIPTORS: &[Descriptor] = &[
     descriptor!("node-lifecycle-controller", "nodelifecycle", node_lifecycle),
     descriptor!("deployment-controller", "deployment", deployment),
     descriptor!("replicaset-controller", "replicaset", replicaset),
+    descriptor!("daemonset-controller", "daemonset", daemonset),
     descriptor!("endpoints-controller", "endpoint", endpoints),
     descriptor!("endpointslice-controller", "endpointslice", endpointslice),
 ];
