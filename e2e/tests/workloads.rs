@@ -74,14 +74,14 @@ fn a_deployment_answers_on_its_service_address_and_name() {
         for target in [address.as_str(), "web"] {
             let url = format!("http://{target}/");
             until_contains("the Service answers", LONG, "hello from the config map", || {
-                kubectl.ask(&["exec", &client, "--", "wget", "-q", "-O", "-", "-T", "2", &url])
+                kubectl.ask(&["exec", &client, "--", "wget", "-q", "-O", "-", &url])
             });
         }
         let pods = kubectl.run(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"]);
         for pod in pods.split_whitespace() {
             let url = format!("http://{pod}/");
             until_contains("the pod answers", LONG, "hello", || {
-                kubectl.ask(&["exec", &client, "--", "wget", "-q", "-O", "-", "-T", "2", &url])
+                kubectl.ask(&["exec", &client, "--", "wget", "-q", "-O", "-", &url])
             });
         }
     }
