@@ -40,6 +40,8 @@ pub const DESCRIPTORS: &[Descriptor] = &[
     descriptor!("daemonset-controller", "daemonset", daemonset),
     descriptor!("endpoints-controller", "endpoint", endpoints),
     descriptor!("endpointslice-controller", "endpointslice", endpointslice),
+    descriptor!("namespace-controller", "namespace", namespace),
+    descriptor!("garbage-collector-controller", "garbagecollector", garbage_collector),
 ];
 
 impl Descriptor {

@@ -8,6 +8,7 @@ pub mod config;
 pub mod context;
 pub mod controllers;
 pub mod descriptors;
+pub mod discovery;
 pub mod expectations;
 pub mod identity;
 pub mod informers;

@@ -5,6 +5,8 @@ pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod history;
+pub mod garbage_collector;
+pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod replicaset;
