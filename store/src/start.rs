@@ -53,6 +53,9 @@ struct Trees {
     directory: PathBuf,
 }
 
+/// A tree with what it says.
+type Tree = (Loaded, Arc<dyn Backend>);
+
 const TREE: &str = "tree-";
 
 impl Trees {
@@ -69,14 +72,14 @@ impl Trees {
     }
 
     /// The newest tree that is whole and at or behind `from`, which the log reaches back to.
-    fn open(&self, from: u64) -> Result<Option<(Arc<dyn Backend>, Loaded)>, StartError> {
+    fn open(&self, from: u64) -> Result<Option<Tree>, StartError> {
         let numbers = self.numbers().map_err(|error| StartError::Directory(self.directory.clone(), error))?;
         for number in numbers.into_iter().rev() {
             let path = self.path(number);
             match read_tree(path)? {
                 Ok((loaded, backend)) if loaded.applied.0 >= from => {
                     self.remove_but(number);
-                    return Ok(Some((backend, loaded)));
+                    return Ok(Some((loaded, backend)));
                 }
                 Ok((loaded, _)) => tracing::warn!(
                     applied = loaded.applied.0,
@@ -90,12 +93,12 @@ impl Trees {
     }
 
     /// A fresh tree, filled from the snapshot.
-    fn build(&self, snapshots: &Snapshots) -> Result<(Arc<dyn Backend>, Loaded, u64), SnapshotError> {
+    fn build(&self, snapshots: &Snapshots) -> Result<(Tree, u64), SnapshotError> {
         let number = self.numbers()?.last().map_or(1, |last| last + 1);
         let backend: Arc<dyn Backend> = Arc::new(SledBackend::open(&self.path(number))?);
         snapshots.restore(&*backend)?;
         let loaded = load(&backend)?;
-        Ok((backend, loaded, number))
+        Ok(((loaded, backend), number))
     }
 
     fn remove_but(&self, keep: u64) {
@@ -110,8 +113,7 @@ impl Trees {
 
 /// Opens and reads a tree on a thread of its own: sled panics at some damages instead of telling, and what it then
 /// leaves locked must not be this thread's.
-#[allow(clippy::type_complexity, reason = "two kinds of failure, used once")]
-fn read_tree(path: PathBuf) -> Result<Result<(Loaded, Arc<dyn Backend>), String>, StartError> {
+fn read_tree(path: PathBuf) -> Result<Result<Tree, String>, StartError> {
     let (found, wait) = channel();
     let read = move || {
         let opened = SledBackend::open(&path).and_then(|backend| {
@@ -145,12 +147,12 @@ fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartE
         .map_err(|error| StartError::Directory(trees.directory.clone(), error))?;
     let wal_directory = member.join("wal");
     let open_wal = |floor| Wal::open(env.disk.clone(), &wal_directory, identity, floor, env.seed);
-    let build = |trees: &Trees| -> Result<_, StartError> {
-        let (backend, loaded, number) = trees.build(&snapshots)?;
+    let build = |trees: &Trees| -> Result<Tree, StartError> {
+        let (tree, number) = trees.build(&snapshots)?;
         trees.remove_but(number);
-        Ok((backend, loaded))
+        Ok(tree)
     };
-    let (mut backend, mut loaded) = match trees.open(index)? {
+    let (mut loaded, mut backend) = match trees.open(index)? {
         Some(found) => found,
         None => build(&trees)?,
     };
@@ -162,7 +164,7 @@ fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartE
             "the tree of values is ahead of the log: it is built anew"
         );
         drop(backend);
-        (backend, loaded) = build(&trees)?;
+        (loaded, backend) = build(&trees)?;
         drop(wal);
         (wal, recovered) = open_wal(loaded.applied.0)?;
     }
@@ -397,7 +399,7 @@ fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
 
 /// Builds a tree from the snapshot that a peer sent and puts it in place.
 fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
-    let (backend, loaded, number) = trees.build(snapshots).map_err(Stopped::Install)?;
+    let ((loaded, backend), number) = trees.build(snapshots).map_err(Stopped::Install)?;
     state.install(loaded, backend).map_err(Stopped::Tree)?;
     trees.remove_but(number);
     Ok(())

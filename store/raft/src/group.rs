@@ -114,6 +114,8 @@ pub struct Group<R> {
     /// Messages that waited and may go with the next output.
     released: Vec<Message>,
     leader: u64,
+    /// Whether this member leads and has committed an entry of its term; before that it answers no read.
+    serving: bool,
 }
 
 impl<R> Group<R> {
@@ -141,7 +143,7 @@ impl<R> Group<R> {
             ..raft::Config::default()
         };
         let node = RawNode::new(&raft_config, log, &logger())?;
-        let retry = config.election_ticks as u64 / 2;
+        let retry = config.heartbeat_ticks as u64 * 2;
         let mut group = Self {
             node,
             reads: Reads::new(retry.max(1)),
@@ -150,6 +152,7 @@ impl<R> Group<R> {
             held: VecDeque::new(),
             released: Vec::new(),
             leader: 0,
+            serving: false,
         };
         group.settle();
         Ok(group)
@@ -163,8 +166,9 @@ impl<R> Group<R> {
         if raft.randomized_election_timeout() != wanted {
             raft.set_randomized_election_timeout(wanted);
         }
-        if self.leader != raft.leader_id {
-            self.leader = raft.leader_id;
+        let serving = raft.state == StateRole::Leader && raft.commit_to_current_term();
+        if self.leader != raft.leader_id || self.serving != serving {
+            (self.leader, self.serving) = (raft.leader_id, serving);
             self.reads.restart();
         }
     }

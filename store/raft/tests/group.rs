@@ -1,5 +1,7 @@
 //! Groups of members on a network in memory: elections, replication, reads, and lost messages, all from a seed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -99,14 +101,18 @@ impl Cluster {
 #[test]
 fn the_only_voter_leads_at_once_and_serves_reads() {
     let mut cluster = Cluster::new(1, 1);
+    // A read that comes before there is a leader is served as soon as there is one, without waiting for a tick.
+    cluster.group(1).read("early", 10);
+    cluster.settle();
     cluster.group(1).campaign();
     cluster.settle();
+    assert_eq!(cluster.members[&1].served, [(1, "early")]);
     cluster.group(1).propose("x".into()).unwrap();
     cluster.settle();
     cluster.group(1).read("r", 10);
     cluster.settle();
     assert_eq!(cluster.members[&1].applied, ["x"]);
-    assert_eq!(cluster.members[&1].served, [(2, "r")]);
+    assert_eq!(cluster.members[&1].served, [(1, "early"), (2, "r")]);
 }
 
 #[test]

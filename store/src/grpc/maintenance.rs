@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use super::{ETCD_VERSION, Server, error, status};
 use crate::node::Event;
 
+const SECTOR: usize = 512;
 /// How long a transfer of leadership may take.
 const TRANSFER: Duration = Duration::from_secs(5);
 
@@ -90,8 +91,8 @@ impl Maintenance for Server {
 
     type SnapshotStream = ReceiverStream<Result<SnapshotResponse, Status>>;
 
-    /// The state as `kube-store` keeps it (a manifest and its files, one after the other), followed by the SHA-256 of
-    /// all that, which etcd's clients expect at the end.
+    /// The state as `kube-store` keeps it (a manifest and its files, one after the other), zeros up to a multiple of 512
+    /// bytes, and the SHA-256 of all that: etcd's clients look for a checksum behind a whole number of sectors.
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         let (taken, wait) = oneshot::channel();
         let send = Box::new(move |outgoing| drop(taken.send(outgoing)));
@@ -102,15 +103,16 @@ impl Maintenance for Server {
             .map_err(|error| Status::internal(format!("etcdserver: {error}")))?;
         let (pieces, stream) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
-            let mut hash = Sha256::new();
+            let (mut hash, mut length) = (Sha256::new(), 0);
             let send = |blob: bytes::Bytes, remaining_bytes| {
                 let response = SnapshotResponse { header: None, remaining_bytes, blob };
                 pieces.blocking_send(Ok(response)).is_ok()
             };
             loop {
-                match outgoing.next() {
+                match outgoing.piece() {
                     Ok(Some(piece)) => {
                         hash.update(&piece);
+                        length += piece.len();
                         if !send(piece, outgoing.remaining()) {
                             return;
                         }
@@ -122,7 +124,10 @@ impl Maintenance for Server {
                     }
                 }
             }
-            send(hash.finalize().to_vec().into(), 0);
+            let mut end = vec![0; length.next_multiple_of(SECTOR) - length];
+            hash.update(&end);
+            end.extend_from_slice(&hash.finalize());
+            send(end.into(), 0);
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }

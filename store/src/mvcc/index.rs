@@ -385,9 +385,9 @@ mod tests {
             let range = KeyRange::new(start.into(), end.into());
             for budget in [1, 2, 100] {
                 let mut found = String::new();
-                let mut from = Bound::Included(Box::from(range.start.as_ref()));
+                let mut from = Bound::Included(Box::<[u8]>::from(range.start.as_ref()));
                 loop {
-                    let bound = from.as_ref().map(|key: &Box<[u8]>| key.as_ref());
+                    let bound = from.as_ref().map(Box::as_ref);
                     let next = index.walk(&range, bound, 100, budget, |key, _| {
                         assert!(range.contains(key));
                         found.push_str(std::str::from_utf8(key).unwrap());

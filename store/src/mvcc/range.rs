@@ -107,7 +107,7 @@ impl Store {
         let range = KeyRange::new(request.key.clone(), request.range_end.clone());
         let mut selection = Selection::new(request);
         let mut fixed = None;
-        let mut from = Bound::Included(Box::from(range.start.as_ref()));
+        let mut from = Bound::Included(Box::<[u8]>::from(range.start.as_ref()));
         loop {
             let index = self.index.read();
             let (revision, newest) = match fixed {
@@ -118,7 +118,7 @@ impl Store {
             if revision < index.compacted {
                 return Err(MvccError::Compacted);
             }
-            let bound = from.as_ref().map(|key: &Box<[u8]>| key.as_ref());
+            let bound = from.as_ref().map(Box::as_ref);
             match index.walk(&range, bound, revision, STEP, |_, at| selection.add(at)) {
                 Some(next) => from = Bound::Excluded(next),
                 None => {

@@ -72,7 +72,7 @@ fn a_transferred_snapshot_is_the_same() {
     let mut outgoing = Outgoing::open(&snapshots).unwrap();
     let mut target = open(to.path()).unwrap();
     let mut receiver = Receiver::new(&target, 1);
-    while let Some(piece) = outgoing.next().unwrap() {
+    while let Some(piece) = outgoing.piece().unwrap() {
         // Pieces need not arrive as they were cut.
         for byte in piece.chunks(70_000) {
             receiver.push(Bytes::copy_from_slice(byte)).unwrap();

@@ -52,7 +52,7 @@ impl Outgoing {
     ///
     /// # Errors
     /// The disk's.
-    pub fn next(&mut self) -> Result<Option<Bytes>, SnapshotError> {
+    pub fn piece(&mut self) -> Result<Option<Bytes>, SnapshotError> {
         if let Some(header) = self.header.take() {
             return Ok(Some(header));
         }

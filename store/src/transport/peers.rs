@@ -278,7 +278,7 @@ async fn send_snapshot(peers: &Peers, message: Message, mut outgoing: Outgoing) 
         let send = |part| chunks.blocking_send(SnapshotChunk { part: Some(part) }).is_ok();
         let (mut crc, mut length) = (crc32fast::Hasher::new(), 0);
         let mut going = send(Part::Header(header));
-        while going && let Some(data) = outgoing.next()? {
+        while going && let Some(data) = outgoing.piece()? {
             crc.update(&data);
             length += data.len() as u64;
             going = send(Part::Data(SnapshotData { data }));

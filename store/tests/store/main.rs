@@ -1,5 +1,7 @@
 //! The real binary, driven over its own protocol: what it promises when it is killed, restarted, cut off and watched.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod cluster;
 mod durability;
 mod harness;
