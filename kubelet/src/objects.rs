@@ -81,11 +81,8 @@ where
             entry.state.clone()
         };
         let ready = state.wait_for(|state| matches!(state, Some(Ok(_))));
-        if tokio::time::timeout(PATIENCE, ready).await.is_ok_and(|ready| ready.is_ok()) {
-            if let Some(result) = state.borrow().clone() {
-                return result;
-            }
-        }
+        // Whether it became ready or not, what is known now is the answer.
+        let _ = tokio::time::timeout(PATIENCE, ready).await.is_ok_and(|ready| ready.is_ok());
         match state.borrow().clone() {
             Some(result) => result,
             None => Err(FetchError("failed to sync cache: timed out waiting for the condition".to_owned())),

@@ -288,6 +288,8 @@ impl Pods {
                 continue;
             }
             let observed = match self.kubelet.runtime.observe(&uid).await {
+                // The list may be older than the pod's end.
+                Ok(observed) if observed.sandboxes.is_empty() && observed.containers.is_empty() => continue,
                 Ok(observed) if !known(&uid) => observed,
                 _ => continue,
             };
@@ -311,10 +313,11 @@ impl Pods {
         }
         let running = self.runtime_events.pods();
         for uid in self.kubelet.volumes.pods() {
-            if !known(&uid) && !running.contains_key(&uid) {
-                if let Err(error) = self.kubelet.volumes.remove(&uid) {
-                    tracing::warn!(uid, %error, "removing an orphaned pod's volumes");
-                }
+            if !known(&uid)
+                && !running.contains_key(&uid)
+                && let Err(error) = self.kubelet.volumes.remove(&uid)
+            {
+                tracing::warn!(uid, %error, "removing an orphaned pod's volumes");
             }
         }
         for uid in self.kubelet.cgroups.pods() {

@@ -118,7 +118,7 @@ impl Images {
                 Ok(present.0)
             }
             Err(error) => {
-                let error = format!("failed to pull image {image:?}: {error}");
+                let error = error.to_string();
                 backoff.next_with(image, now, now, &error);
                 self.events.record(
                     &object,
@@ -176,7 +176,9 @@ impl Images {
     async fn inspect_sized(&self, spec: &cri::ImageSpec) -> crate::runtime::Result<Option<(Present, u64)>> {
         let request = cri::ImageStatusRequest { image: Some(spec.clone()), verbose: false };
         Ok(self.runtime.image_status(request).await?.image.map(|image| {
-            let user = ImageUser { uid: image.uid.map(|uid| uid.value), username: image.username };
+            // An image that names no user runs as root.
+            let root = image.username.is_empty().then_some(0);
+            let user = ImageUser { uid: image.uid.map(|uid| uid.value).or(root), username: image.username };
             (Present { id: image.id, user }, image.size)
         }))
     }

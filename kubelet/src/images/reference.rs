@@ -51,11 +51,11 @@ pub fn default_policy(image: &str) -> &'static str {
 /// Lower-case words joined by single dots, one or two underscores, or dashes.
 fn component(part: &str) -> bool {
     let word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-    let (mut chars, mut separator) = (part.chars().peekable(), String::new());
+    let mut separator = String::new();
     if !word(part.chars().next()) || !word(part.chars().last()) {
         return false;
     }
-    while let Some(c) = chars.next() {
+    for c in part.chars() {
         if word(Some(c)) {
             separator.clear();
             continue;

@@ -197,10 +197,10 @@ impl NodeReporter {
             && let Some(addresses) = value.get_mut("addresses").and_then(serde_json::Value::as_array_mut)
         {
             addresses.push(serde_json::json!({"$patch": "replace"}));
-        } else if let Some(map) = value.as_object_mut() {
-            if known.is_some() {
-                map.remove("addresses");
-            }
+        } else if known.is_some()
+            && let Some(map) = value.as_object_mut()
+        {
+            map.remove("addresses");
         }
         let patch = serde_json::json!({"status": value});
         let params = PatchParams::default();

@@ -13,7 +13,6 @@ pub struct SandboxInputs<'a> {
     pub dns: cri::DnsConfig,
     pub log_directory: String,
     pub cgroup_parent: String,
-    pub node_name: &'a str,
     pub cluster_domain: &'a str,
 }
 
@@ -32,9 +31,9 @@ pub fn config(inputs: &SandboxInputs<'_>) -> cri::PodSandboxConfig {
             namespace: text(&metadata.namespace),
             attempt: inputs.attempt,
         }),
-        // A pod on the host's network has the host's name.
+        // A pod on the host's network has the host's own name, which nobody may set.
         hostname: if spec.host_network == Some(true) {
-            inputs.node_name.to_owned()
+            String::new()
         } else {
             dns::hostname(pod, inputs.cluster_domain).0
         },
@@ -44,7 +43,6 @@ pub fn config(inputs: &SandboxInputs<'_>) -> cri::PodSandboxConfig {
         labels: names::sandbox_labels(pod).into_iter().collect(),
         annotations: annotations.into_iter().collect(),
         linux: Some(linux(&spec, &inputs.cgroup_parent)),
-        ..Default::default()
     }
 }
 

@@ -47,7 +47,6 @@ pub fn sandbox_config(kubelet: &Kubelet, pod: &Pod, spec: &PodSpec, attempt: u32
         dns: dns::config(pod, &kubelet.config.cluster_dns, kubelet.cluster_domain(), &kubelet.host_resolver),
         log_directory: logs.to_string_lossy().into_owned(),
         cgroup_parent: kubelet.cgroups.pod_path(text(&metadata.uid), resources::qos(spec)),
-        node_name: &kubelet.node_name,
         cluster_domain: kubelet.cluster_domain(),
     })
 }

@@ -259,9 +259,13 @@ impl Worker {
             // Their exit is what the restart is decided and counted from.
             return Next::Again;
         }
-        let needs_sandbox = plan.create_sandbox.is_some();
-        if (needs_sandbox || !plan.start.is_empty() || !self.mounted.paths.is_empty())
-            && let Err(next) = self.prepare(pod, spec).await
+        let starting = plan.create_sandbox.is_some() || !plan.start.is_empty();
+        if starting && let Err(next) = self.ensure_cgroup(pod, spec) {
+            return next;
+        }
+        // Volumes follow their objects for as long as the pod runs, also one that was started by an earlier kubelet.
+        if (starting || spec.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()))
+            && let Err(next) = self.mount_volumes(pod).await
         {
             return next;
         }
@@ -276,17 +280,19 @@ impl Worker {
         Next::Wait(self.pause(spec, observed))
     }
 
-    /// Cgroup and volumes; everything here can be done again.
-    async fn prepare(&mut self, pod: &Pod, spec: &PodSpec) -> Result<(), Next> {
-        let kubelet = self.kubelet.clone();
-        let limits = resources::pod_limits(spec, kubelet.config.cpu_cfs_quota);
-        if let Err(error) = kubelet.cgroups.make_pod(&self.uid, resources::qos(spec), limits) {
+    fn ensure_cgroup(&self, pod: &Pod, spec: &PodSpec) -> Result<(), Next> {
+        let limits = resources::pod_limits(spec, self.kubelet.config.cpu_cfs_quota);
+        self.kubelet.cgroups.make_pod(&self.uid, resources::qos(spec), limits).map_err(|error| {
             let message = format!(
                 "failed to ensure that the pod: {} cgroups exist and are correctly applied: {error}",
                 self.uid
             );
-            return Err(self.sync_failed(pod, "FailedCreatePodContainer", &message));
-        }
+            self.sync_failed(pod, "FailedCreatePodContainer", &message)
+        })
+    }
+
+    async fn mount_volumes(&mut self, pod: &Pod) -> Result<(), Next> {
+        let kubelet = self.kubelet.clone();
         match kubelet.volumes.mount(pod).await {
             Ok(mounted) => {
                 self.mounted = mounted;

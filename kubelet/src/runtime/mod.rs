@@ -111,7 +111,9 @@ macro_rules! calls {
             $($(#[$doc])*
             pub async fn $method(&self, request: cri::$request) -> Result<cri::$response> {
                 let mut client = self.$client.clone();
-                self.timed($label, CALL_TIMEOUT, async move { client.$method(Request::new(request)).await }).await
+                // Requests are large: a future that holds one lives on the heap.
+                let call = Box::pin(async move { client.$method(Request::new(request)).await });
+                self.timed($label, CALL_TIMEOUT, call).await
             })*
         }
     };
@@ -217,7 +219,8 @@ impl Runtime {
     pub async fn pull_image(&self, request: cri::PullImageRequest) -> Result<cri::PullImageResponse> {
         let mut client = self.images.clone();
         let limit = Duration::from_secs(24 * 3600);
-        self.timed("pull_image", limit, async move { client.pull_image(request).await }).await
+        let call = Box::pin(async move { client.pull_image(request).await });
+        self.timed("pull_image", limit, call).await
     }
 
     /// Container events as the runtime sends them; unimplemented before containerd 1.7.

@@ -130,7 +130,7 @@ impl Auth {
             .filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
         if let Some((_, token)) = bearer {
             // A token that is wrong is not nobody's.
-            return if authentication.webhook.enabled { self.from_token(token.trim()).await } else { None };
+            return if authentication.webhook.enabled { self.review(token.trim()).await } else { None };
         }
         authentication.anonymous.enabled.then(|| User {
             name: "system:anonymous".to_owned(),
@@ -139,7 +139,7 @@ impl Auth {
         })
     }
 
-    async fn from_token(&self, token: &str) -> Option<User> {
+    async fn review(&self, token: &str) -> Option<User> {
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if let Some(known) = self.tokens.get(&key) {
             return known;

@@ -356,7 +356,8 @@ fn phase(
     for (container, status) in spec.init_containers.iter().flatten().zip(inits) {
         let state = status.state.clone().unwrap_or_default();
         if is_sidecar(container) {
-            pending_init |= !has_run && !(state.running.is_some() && status.started == Some(true));
+            let up = state.running.is_some() && status.started == Some(true);
+            pending_init |= !has_run && !up;
             continue;
         }
         match state {

@@ -82,7 +82,7 @@ impl Reader {
     ///
     /// # Errors
     /// What cannot be a frame; the session is over then.
-    pub fn next(&mut self) -> Result<Option<Frame>, SpdyError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, SpdyError> {
         let Some((head, _)) = self.buffer.split_first_chunk::<8>() else { return Ok(None) };
         let head = *head;
         let length =
@@ -137,7 +137,7 @@ impl Reader {
     /// Reads until there is a frame; none at the connection's end.
     pub async fn read<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<Option<Frame>, SpdyError> {
         loop {
-            if let Some(frame) = self.next()? {
+            if let Some(frame) = self.next_frame()? {
                 return Ok(Some(frame));
             }
             if from.read_buf(&mut self.buffer).await? == 0 {
@@ -454,7 +454,7 @@ mod tests {
         let check = |bytes: &[u8]| {
             let mut reader = Reader::default();
             reader.buffer.extend_from_slice(bytes);
-            assert!(reader.next().is_err(), "{bytes:?}");
+            assert!(reader.next_frame().is_err(), "{bytes:?}");
         };
         check(&[0x80, 2, 0, 1, 0, 0, 0, 0]);
         check(&[0x80, 3, 0, 1, 0, 0, 0, 2, 0, 0]);
