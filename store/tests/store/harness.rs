@@ -28,6 +28,7 @@ pub fn free_port() -> u16 {
 pub struct Member {
     pub directory: TempDir,
     name: String,
+    scheme: &'static str,
     pub client_port: u16,
     peer_port: u16,
     cluster: String,
@@ -46,15 +47,25 @@ impl Drop for Member {
 
 /// Members of a group that are not started yet.
 pub fn members(count: usize) -> Vec<Member> {
+    members_with(count, "http")
+}
+
+/// As [`members`], with https URLs: certificates are for the caller to give.
+pub fn secure_members(count: usize) -> Vec<Member> {
+    members_with(count, "https")
+}
+
+fn members_with(count: usize, scheme: &'static str) -> Vec<Member> {
     let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
     let cluster: Vec<String> =
-        ports.iter().enumerate().map(|(i, (_, peer))| format!("m{i}=http://127.0.0.1:{peer}")).collect();
+        ports.iter().enumerate().map(|(i, (_, peer))| format!("m{i}={scheme}://127.0.0.1:{peer}")).collect();
     ports
         .into_iter()
         .enumerate()
         .map(|(i, (client_port, peer_port))| Member {
             directory: tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap(),
             name: format!("m{i}"),
+            scheme,
             client_port,
             peer_port,
             cluster: cluster.join(","),
@@ -105,7 +116,7 @@ impl Member {
     pub fn start_with(&mut self, failpoints: &str) {
         assert!(self.child.is_none(), "it runs already");
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let url = |port| format!("http://127.0.0.1:{port}");
+        let url = |port| format!("{}://127.0.0.1:{port}", self.scheme);
         let mut command = Command::new(env!("CARGO_BIN_EXE_kube-store"));
         command
             .arg(format!("--name={}", self.name))
@@ -210,7 +221,7 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(channel: Channel) -> Self {
+    pub fn new(channel: Channel) -> Self {
         Self {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             watch: WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX),

@@ -6,4 +6,5 @@ mod cluster;
 mod durability;
 mod harness;
 mod protocol;
+mod secure;
 mod watch;

@@ -1,0 +1,93 @@
+//! TLS with client certificates for clients and peers, and what is served over plain HTTP.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+use crate::harness::{self, Client, Member, eventually};
+
+/// A CA and one certificate that is good for everything, as PEM files in a directory.
+fn certificates(directory: &Path) {
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["127.0.0.1".to_owned()];
+    let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &ca).unwrap();
+    std::fs::write(directory.join("ca.crt"), ca.pem()).unwrap();
+    std::fs::write(directory.join("leaf.crt"), leaf.pem()).unwrap();
+    std::fs::write(directory.join("leaf.key"), key.serialize_pem()).unwrap();
+}
+
+fn flags(directory: &Path, plain_port: u16) -> Vec<String> {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let mut flags = vec![format!("--listen-metrics-urls=http://127.0.0.1:{plain_port}")];
+    for prefix in ["", "peer-"] {
+        flags.push(format!("--{prefix}cert-file={}", file("leaf.crt")));
+        flags.push(format!("--{prefix}key-file={}", file("leaf.key")));
+        flags.push(format!("--{prefix}trusted-ca-file={}", file("ca.crt")));
+        flags.push(format!("--{prefix}client-cert-auth"));
+    }
+    flags
+}
+
+fn client(member: &Member, directory: &Path, with_identity: bool) -> Client {
+    let pem = |name: &str| std::fs::read(directory.join(name)).unwrap();
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem("ca.crt")));
+    if with_identity {
+        tls = tls.identity(Identity::from_pem(pem("leaf.crt"), pem("leaf.key")));
+    }
+    let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{}", member.client_port)).unwrap();
+    Client::new(endpoint.tls_config(tls).unwrap().connect_lazy())
+}
+
+fn get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_with_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    certificates(directory.path());
+    let mut members = harness::secure_members(3);
+    let mut plain = Vec::new();
+    for member in &mut members {
+        plain.push(harness::free_port());
+        member.extra = flags(directory.path(), plain[plain.len() - 1]);
+        member.start();
+    }
+    let first = client(&members[0], directory.path(), true);
+    eventually("they have a leader", || async { first.put("k", "v").await.ok() }).await;
+    for member in &members[1..] {
+        let client = client(member, directory.path(), true);
+        let read = || async { client.get("k").await.ok().flatten() };
+        assert_eq!(eventually("it serves", read).await, b"v");
+    }
+    let stranger = client(&members[0], directory.path(), false);
+    assert!(stranger.get("k").await.is_err(), "without a certificate nothing is told");
+    let health = get(plain[0], "/health");
+    assert!(health.contains(r#"{"health":"true","reason":""}"#), "{health}");
+    let metrics = get(plain[0], "/metrics");
+    for name in [
+        "etcd_disk_wal_fsync_duration_seconds_bucket",
+        "etcd_disk_backend_commit_duration_seconds_bucket",
+        "etcd_server_has_leader 1",
+        "etcd_server_leader_changes_seen_total 1",
+        "etcd_server_proposals_committed_total",
+        "etcd_server_proposals_failed_total 0",
+        "etcd_mvcc_db_total_size_in_bytes",
+        "etcd_mvcc_put_total 1",
+        "etcd_debugging_mvcc_keys_total 1",
+        "process_resident_memory_bytes",
+    ] {
+        assert!(metrics.contains(name), "{name} is missing in {metrics}");
+    }
+    assert!(get(plain[0], "/nothing").starts_with("HTTP/1.1 404"));
+}
