@@ -62,6 +62,10 @@ async fn collect(server: &Server) -> Result<Vec<PodUsage>, Refusal> {
         if uid.is_empty() {
             continue;
         }
+        // A container that has ended has records but no figures.
+        if stats.cpu.as_ref().is_none_or(|cpu| cpu.timestamp == 0) {
+            continue;
+        }
         let number = |value: Option<cri::UInt64Value>| value.map_or(0, |value| value.value);
         let (cpu, memory) = (stats.cpu.unwrap_or_default(), stats.memory.unwrap_or_default());
         let pod = pods.entry(uid.clone()).or_insert_with(|| PodUsage {
