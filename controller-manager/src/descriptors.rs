@@ -38,10 +38,15 @@ pub const DESCRIPTORS: &[Descriptor] = &[
     descriptor!("deployment-controller", "deployment", deployment),
     descriptor!("replicaset-controller", "replicaset", replicaset),
     descriptor!("daemonset-controller", "daemonset", daemonset),
+    descriptor!("job-controller", "job", job),
     descriptor!("endpoints-controller", "endpoint", endpoints),
     descriptor!("endpointslice-controller", "endpointslice", endpointslice),
     descriptor!("namespace-controller", "namespace", namespace),
     descriptor!("garbage-collector-controller", "garbagecollector", garbage_collector),
+    descriptor!("taint-eviction-controller", "taint-eviction", taint_eviction),
+    descriptor!("pod-garbage-collector-controller", "podgc", pod_gc),
+    descriptor!("ttl-after-finished-controller", "ttl-after-finished", ttl_after_finished),
+    descriptor!("serviceaccount-token-controller", "serviceaccount-token", serviceaccount_token),
 ];
 
 impl Descriptor {

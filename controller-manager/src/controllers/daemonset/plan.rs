@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{
     Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Toleration,
 };
 use keelson_objects::intstr::{Round, scaled_value};
-use keelson_objects::taints::{NO_EXECUTE, NO_SCHEDULE, first_untolerated};
 use keelson_objects::pods;
+use keelson_objects::taints::{NO_EXECUTE, NO_SCHEDULE, first_untolerated};
 
 use crate::controllers::history::REVISION_HASH;
 use crate::node::NodeInfo;
@@ -76,7 +76,9 @@ pub fn tolerate(spec: &mut PodSpec) {
             effect: Some(effect.to_owned()),
             ..Toleration::default()
         };
-        tolerations.retain(|t| t.key != toleration.key || t.effect != toleration.effect || t.operator.as_deref() == Some("Equal"));
+        tolerations.retain(|t| {
+            t.key != toleration.key || t.effect != toleration.effect || t.operator.as_deref() == Some("Equal")
+        });
         tolerations.push(toleration);
     }
 }
@@ -92,7 +94,8 @@ pub fn pin(spec: &mut PodSpec, node: &str) {
     let affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
     // The terms that were there have chosen this node already.
     let term = NodeSelectorTerm { match_fields: Some(vec![field]), match_expressions: None };
-    affinity.required_during_scheduling_ignored_during_execution = Some(NodeSelector { node_selector_terms: vec![term] });
+    affinity.required_during_scheduling_ignored_during_execution =
+        Some(NodeSelector { node_selector_terms: vec![term] });
 }
 
 /// The template's generation, which pods carried before there were revisions.
@@ -130,12 +133,14 @@ impl<'a> Daemon<'a> {
 
     #[must_use]
     pub fn suitability(&self, node: &NodeInfo) -> Suitability {
-        let elsewhere = self.pod_spec.node_name.as_ref().is_some_and(|n| !n.is_empty() && *n != node.meta.name);
+        let elsewhere =
+            self.pod_spec.node_name.as_ref().is_some_and(|n| !n.is_empty() && *n != node.meta.name);
         if elsewhere || !node.is_selected_by(&self.pod_spec) {
             return Suitability::Refuses;
         }
         let tolerations = self.pod_spec.tolerations.as_deref().unwrap_or_default();
-        let repels = |counts: fn(&str) -> bool| first_untolerated(&node.taints, tolerations, counts).is_some();
+        let repels =
+            |counts: fn(&str) -> bool| first_untolerated(&node.taints, tolerations, counts).is_some();
         match (repels(|effect| effect == NO_EXECUTE), repels(|effect| effect == NO_SCHEDULE)) {
             (true, _) => Suitability::Refuses,
             (false, true) => Suitability::Keeps,
@@ -157,9 +162,11 @@ impl<'a> Daemon<'a> {
     /// `(maxSurge, maxUnavailable)` in pods.
     fn allowances(&self, desired: i32) -> (usize, usize) {
         let strategy = self.spec.update_strategy.as_ref();
-        let rolling = strategy.filter(|_| self.is_rolling()).and_then(|strategy| strategy.rolling_update.as_ref());
+        let rolling =
+            strategy.filter(|_| self.is_rolling()).and_then(|strategy| strategy.rolling_update.as_ref());
         let resolve = |value: Option<_>, default: i32| {
-            let number = value.map_or(default, |value| scaled_value(value, desired, Round::Up).unwrap_or(default));
+            let number =
+                value.map_or(default, |value| scaled_value(value, desired, Round::Up).unwrap_or(default));
             usize::try_from(number).unwrap_or(0)
         };
         let surge = resolve(rolling.and_then(|rolling| rolling.max_surge.as_ref()), 0);
@@ -204,7 +211,8 @@ impl<'a> Daemon<'a> {
             }
         }
         let known = |name: &str| self.nodes.iter().any(|node| node.meta.name == name);
-        let lost = self.pods.iter().filter(|pod| pod.node.is_empty() && !pod.meta.deleting && !known(&pod.pinned));
+        let lost =
+            self.pods.iter().filter(|pod| pod.node.is_empty() && !pod.meta.deleting && !known(&pod.pinned));
         changes.delete.extend(lost.map(plainly));
         changes
     }
@@ -243,7 +251,10 @@ impl<'a> Daemon<'a> {
     }
 
     /// The one new and the one old pod of a node; `None` if there are more.
-    fn pair(&self, pods: &[&'a Arc<PodInfo>]) -> Option<(Option<&'a Arc<PodInfo>>, Option<&'a Arc<PodInfo>>)> {
+    fn pair(
+        &self,
+        pods: &[&'a Arc<PodInfo>],
+    ) -> Option<(Option<&'a Arc<PodInfo>>, Option<&'a Arc<PodInfo>>)> {
         let (mut new, mut old) = (None, None);
         for pod in pods.iter().filter(|pod| !pod.meta.deleting) {
             let place = if self.is_updated(pod) { &mut new } else { &mut old };
@@ -282,9 +293,16 @@ impl<'a> Daemon<'a> {
         Changes { create: Vec::new(), delete }
     }
 
-    fn roll_surging(&self, by_node: &BTreeMap<&str, Vec<&'a Arc<PodInfo>>>, surge: usize, desired: usize) -> Changes {
+    fn roll_surging(
+        &self,
+        by_node: &BTreeMap<&str, Vec<&'a Arc<PodInfo>>>,
+        surge: usize,
+        desired: usize,
+    ) -> Changes {
         let runs = |name: &str| {
-            self.nodes.iter().any(|node| node.meta.name == name && self.suitability(node) == Suitability::Runs)
+            self.nodes
+                .iter()
+                .any(|node| node.meta.name == name && self.suitability(node) == Suitability::Runs)
         };
         let (mut surging, mut available) = (0, 0);
         let mut changes = Changes::default();
@@ -363,7 +381,8 @@ fn plainly(pod: &Arc<PodInfo>) -> Removal {
 #[must_use]
 pub fn same(a: &DaemonSetStatus, b: &DaemonSetStatus) -> bool {
     let key = |s: &DaemonSetStatus| {
-        let optional = [s.updated_number_scheduled, s.number_available, s.number_unavailable, s.collision_count];
+        let optional =
+            [s.updated_number_scheduled, s.number_available, s.number_unavailable, s.collision_count];
         (
             [s.desired_number_scheduled, s.current_number_scheduled, s.number_misscheduled, s.number_ready],
             optional.map(|count| count.unwrap_or(0)),

@@ -93,7 +93,11 @@ fn suitability() {
     check(&plain, &tainted("a", "node.kubernetes.io/unreachable", NO_EXECUTE), Runs);
     check(&plain, &tainted("a", "node.kubernetes.io/unschedulable", NO_SCHEDULE), Runs);
     check(&plain, &tainted("a", "node.kubernetes.io/network-unavailable", NO_SCHEDULE), Keeps);
-    check(&json!({"hostNetwork": true}), &tainted("a", "node.kubernetes.io/network-unavailable", NO_SCHEDULE), Runs);
+    check(
+        &json!({"hostNetwork": true}),
+        &tainted("a", "node.kubernetes.io/network-unavailable", NO_SCHEDULE),
+        Runs,
+    );
 }
 
 #[test]
@@ -125,7 +129,7 @@ fn rolling() {
     #[track_caller]
     fn check(spec: &Value, pods: &[&str], expected: &str) {
         let nodes = [node("a"), node("b"), node("c")];
-        assert_eq!(text(&with(&set(spec), &nodes, pods, Daemon::roll)), expected);
+        assert_eq!(text(&with(&set(spec), &nodes, pods, |daemon| daemon.roll())), expected);
     }
     let plain = json!({});
     check(&plain, &["1@a:or", "2@b:or", "3@c:or"], "-1");
@@ -147,7 +151,7 @@ fn rolling() {
 fn statuses() {
     let nodes = [node("a"), node("b"), node("c"), tainted("d", "k", NO_EXECUTE)];
     let slow = set(&json!({"minReadySeconds": 10}));
-    let (status, again) = with(&slow, &nodes, &["1@a:r", "2@b:or", "3@d:r"], Daemon::status);
+    let (status, again) = with(&slow, &nodes, &["1@a:r", "2@b:or", "3@d:r"], |daemon| daemon.status());
     assert_eq!((status.desired_number_scheduled, status.current_number_scheduled), (3, 2));
     assert_eq!((status.number_ready, status.number_misscheduled), (2, 1));
     assert_eq!((status.number_available, status.number_unavailable), (Some(0), Some(3)));
