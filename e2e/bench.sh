@@ -14,7 +14,7 @@ finish() {
   trap - EXIT INT TERM
   if [ $status -ne 0 ]; then
     echo "logs of the daemons (last lines):"
-    tail -n 25 "$root"/hosts/*/log/*.log || true
+    tail -n 25 "$root"/hosts/*/log/ku*.log "$root"/hosts/*/log/keelson-*.log || true
   fi
   "$release/keelson-local" down --root "$root" --purge || status=1
   exit $status

@@ -85,7 +85,8 @@ fn every_patch_type_and_server_side_apply() {
     assert_eq!(data(), r#"{"b":"2"}"#);
     kubectl.run(&["patch", "configmap", "c", "--type=strategic", "-p", r#"{"data":{"b":null,"c":"3"}}"#]);
     assert_eq!(data(), r#"{"c":"3"}"#);
-    let manifest = "{apiVersion: v1, kind: ConfigMap, metadata: {name: s}, data: {x: '1'}}";
+    // A manifest that begins with a brace is JSON to kubectl.
+    let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: s}\ndata: {x: '1'}\n";
     let applied = kubectl.try_run(&["apply", "--server-side", "-f", "-"], Some(manifest));
     assert!(applied.success, "{}", applied.stderr);
     let other = manifest.replace("'1'", "'2'");
@@ -136,15 +137,15 @@ fn mistakes_get_upstreams_errors() {
     };
     check(&["get", "pod", "absent"], None, "pods \"absent\" not found");
     check(&["create", "configmap", "Not_A_Name"], None, "a lowercase RFC 1123 subdomain must consist of");
-    let unknown = "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}, dat: {}}";
+    let unknown = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndat: {}\n";
     check(&["apply", "-f", "-"], Some(unknown), "unknown field \"dat\"");
-    let no_image = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: a}]}}";
+    let no_image = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a}]}\n";
     check(
         &["create", "--validate=false", "-f", "-"],
         Some(no_image),
         "spec.containers[0].image: Required value",
     );
-    let not_number = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {replicas: many}}";
+    let not_number = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {replicas: many}\n";
     check(&["create", "--validate=false", "-f", "-"], Some(not_number), "cannot be handled as a Deployment");
     kubectl.run(&["create", "configmap", "twice"]);
     check(&["create", "configmap", "twice"], None, "configmaps \"twice\" already exists");

@@ -48,16 +48,16 @@ fn prometheus_finds_every_target_up() {
     let kubectl = Kubectl::shared("metrics");
     let namespace = kubectl.namespace.clone();
     kubectl.run(&["create", "serviceaccount", "prometheus"]);
-    let binding = format!("e2e-{namespace}");
-    kubectl.run(&[
-        "create",
-        "clusterrolebinding",
-        &binding,
-        "--clusterrole=system:monitoring",
-        &format!("--serviceaccount={namespace}:prometheus"),
-    ]);
+    // system:monitoring opens /metrics everywhere but on kubelets, which ask for nodes/metrics.
+    let own = format!("e2e-{namespace}");
+    let account = format!("--serviceaccount={namespace}:prometheus");
+    kubectl.run(&["create", "clusterrole", &own, "--verb=get", "--resource=nodes/metrics"]);
+    for (binding, role) in [(&own, own.as_str()), (&format!("{own}-all"), "system:monitoring")] {
+        kubectl.run(&["create", "clusterrolebinding", binding, &format!("--clusterrole={role}"), &account]);
+    }
     let outcome = std::panic::catch_unwind(|| scrape(&cluster, &namespace));
-    kubectl.run(&["delete", "clusterrolebinding", &binding]);
+    kubectl.run(&["delete", "clusterrole", &own]);
+    kubectl.run(&["delete", "clusterrolebinding", &own, &format!("{own}-all")]);
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }

@@ -154,7 +154,7 @@ fn volumes_of_every_kind_are_there_and_writable_where_they_should_be() {
     check("cat /one/a", "1");
     check("cat /keys/key; stat -L -c ' %a' /keys/key", "private 400");
     check("cat /pod/labels", "app=\"user\"");
-    check("grep note /pod/annotations", "note=\"first line\"");
+    check("grep ^note /pod/annotations", "note=\"first line\"");
     check("cat /both/b /both/secret/key /both/name", "2privateuser");
     check("stat -f -c %T /keys", "tmpfs");
 
@@ -225,7 +225,7 @@ fn a_pods_token_is_accepted_by_the_api_server() {
 
     // From inside the pod, through the Service, with nothing but what the pod was given.
     let request = format!(
-        "wget -q -O - -T 5 --no-check-certificate --header \"Authorization: Bearer $(cat {default}/token)\" \
+        "timeout 10 wget -q -O - --no-check-certificate --header \"Authorization: Bearer $(cat {default}/token)\" \
          https://kubernetes.default/api"
     );
     until_contains("the API server answers inside the pod", LONG, "APIVersions", || {
