@@ -11,6 +11,8 @@ use crate::pod_control::message;
 
 /// After losing a race for an object: by then the cache mostly shows who won.
 const CONFLICT_DELAY: Duration = Duration::from_millis(100);
+/// After an object turned out to be gone that the cache still shows.
+const GONE_DELAY: Duration = Duration::from_secs(1);
 
 /// Why an object could not be brought to what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +26,8 @@ pub enum SyncError {
 /// `Some`: look again after this time.
 pub type Outcome = Result<Option<Duration>, SyncError>;
 
-/// Works on keys until the task ends. A conflict is no failure: the object is looked at again.
+/// Works on keys until the task ends. A conflict is no failure, nor is an object that is
+/// gone: it is looked at again.
 pub async fn run<F, Fut>(queue: &Queue<ObjectKey>, workers: usize, work: F)
 where
     F: Fn(ObjectKey) -> Fut + Sync,
@@ -38,6 +41,7 @@ where
                 Err(SyncError::Api(kube::Error::Api(status))) if status.code == 409 => {
                     Ok(Some(CONFLICT_DELAY))
                 }
+                Err(SyncError::Api(kube::Error::Api(status))) if status.code == 404 => Ok(Some(GONE_DELAY)),
                 Err(error) => Err(error.to_string()),
             }
         })
