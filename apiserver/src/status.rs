@@ -187,6 +187,20 @@ impl Status {
         status
     }
 
+    /// An error that upstream has no reason for: kubectl prints its bare message.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
+    }
+
+    /// A patch that is well formed but does not fit its object. Upstream does not tell more, and kubectl prints this
+    /// sentence only if no kind is named.
+    pub fn unprocessable() -> Self {
+        let message = "the server rejected our request due to an error in our request";
+        let mut status = Self::new(422, "Invalid", message);
+        status.details = Some(Box::default());
+        status
+    }
+
     pub fn forbidden(resource: Qualified<'_>, name: &str, why: impl fmt::Display) -> Self {
         let message = if resource.name.is_empty() {
             format!("forbidden: {why}")

@@ -88,7 +88,11 @@ async fn what_is_refused_and_how() {
     check("GET", "/api/v1/pods/x", &[], "", 404, "404 page not found").await;
     check("GET", &format!("{MAPS}/x"), &[], "", 404, r#"configmaps "x" not found"#).await;
     check("POST", &format!("{MAPS}/x"), json, "{}", 405, "does not allow this method").await;
-    check("POST", MAPS, json, "{", 400, "").await;
+    check("PUT", MAPS, &[], "{}", 405, "does not allow this method").await;
+    check("POST", MAPS, json, "{", 400, "parse error: unexpected end of JSON input ({)").await;
+    check("POST", MAPS, json, "", 400, "unrecognized (must be of type ConfigMap)").await;
+    check("GET", &format!("{MAPS}?resourceVersion=5&continue=x"), &[], "", 400, "not allowed when using")
+        .await;
     check("POST", MAPS, json, r#"{"kind":"Pod","apiVersion":"v1"}"#, 400, "cannot be handled as a ConfigMap")
         .await;
     check("POST", MAPS, json, "{}", 422, "name or generateName is required").await;
@@ -148,7 +152,12 @@ async fn what_is_refused_and_how() {
         "is required for apply patch",
     )
     .await;
-    check("DELETE", &format!("{MAPS}/x?propagationPolicy=Sideways"), &[], "", 400, "propagationPolicy").await;
+    check("DELETE", &format!("{MAPS}/x?propagationPolicy=Sideways"), &[], "", 422, "propagationPolicy").await;
+    let apply = &[("content-type", "application/apply-patch+yaml")];
+    let fields = r#"{"apiVersion":"v1","kind":"ConfigMap","bogus":1}"#;
+    check("PATCH", &format!("{MAPS}/x?fieldManager=a"), apply, fields, 500, ".bogus: field not declared")
+        .await;
+    check("PATCH", &format!("{MAPS}/x?fieldManager=a"), apply, r#"{"kind":"Pod"}"#, 400, "ConfigMap").await;
 
     let privileged = json!({"metadata": {"name": "p"}, "spec": {"containers": [
         {"name": "c", "image": "i", "securityContext": {"privileged": true}},
@@ -271,6 +280,29 @@ async fn apply_has_owners() {
     let cause = &conflict.json()["details"]["causes"][0];
     assert_eq!((&cause["reason"], &cause["field"]), (&json!("FieldManagerConflict"), &json!(".data.k")));
     assert_eq!(apply("two", "x", true).await.ok()["data"]["k"], "x");
+
+    // What is owned is what was sent, not what decoding and defaulting add.
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+    }});
+    let path = "/apis/apps/v1/namespaces/default/deployments/d?fieldManager=one";
+    let applied = cluster.patch(path, "application/apply-patch+yaml", &deployment.to_string()).await.ok();
+    assert_eq!(
+        applied["metadata"]["managedFields"][0]["fieldsV1"],
+        json!({"f:spec": {"f:selector": {}, "f:template": {
+            "f:metadata": {"f:labels": {"f:a": {}}},
+            "f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}, "f:name": {}}}},
+        }}})
+    );
+    let unfit = cluster
+        .patch(
+            "/apis/apps/v1/namespaces/default/deployments/d",
+            "application/json-patch+json",
+            r#"[{"op":"remove","path":"/spec/nothing"}]"#,
+        )
+        .await;
+    assert_eq!((unfit.code, &unfit.json()["details"]), (422, &json!({})));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -123,7 +123,14 @@ pub fn type_meta(bytes: &[u8], format: Format) -> Result<TypeMeta, DecodeError> 
 fn long_type_meta(bytes: &[u8], format: Format) -> Result<TypeMeta, DecodeError> {
     let prefix =
         |e: DecodeError| DecodeError::new(format!("couldn't get version/kind; json parse error: {e}"));
-    let value = untyped(bytes, format).map_err(prefix)?.value;
+    let syntax = |e: DecodeError| match format {
+        Format::Json if e.message.starts_with("EOF ") => {
+            prefix(DecodeError::new("unexpected end of JSON input"))
+        }
+        Format::Json => prefix(e),
+        Format::Yaml => DecodeError::new(format!("yaml: {e}")),
+    };
+    let value = untyped(bytes, format).map_err(syntax)?.value;
     let text = |key: &str| match value.get(key) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),

@@ -34,6 +34,10 @@ use crate::{
     streams,
 };
 
+/// What every use of a deprecated version warns of; Endpoints are the only one that is served.
+const ENDPOINTS_DEPRECATED: &str =
+    "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+
 /// A resource request whose body has been read.
 pub(crate) struct Call {
     pub server: Arc<Server>,
@@ -136,6 +140,9 @@ impl Call {
         if !verbs.iter().any(|verb| verb.as_str() == self.verb) {
             return Err(Status::method_not_allowed());
         }
+        if self.served.is("", "endpoints") {
+            self.warnings.add(ENDPOINTS_DEPRECATED);
+        }
         match self.verb.as_str() {
             "get" => read::get(self).await,
             "list" => read::list(self).await,
@@ -143,6 +150,7 @@ impl Call {
             "create" if self.path.name.is_empty() || self.served.is("", "namespaces") => {
                 write::create(self).await
             }
+            "update" | "patch" if self.path.name.is_empty() => Err(Status::method_not_allowed()),
             "update" => write::update(self).await,
             "patch" => patch::serve(self).await,
             "delete" => delete::one(self).await,

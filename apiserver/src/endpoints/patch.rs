@@ -11,13 +11,12 @@ use serde_json::{Value, json};
 use super::Call;
 use crate::{
     generic::{
-        Write,
-        decode::{self, Encoding},
-        errors, metadata,
+        Write, decode, errors, metadata,
         update::{Ownership, Written},
     },
     http::{body::Response, chain::WarningList},
     request::options::{FieldValidation, WriteOptions},
+    served::Served,
     status::{Cause, Qualified, Status},
 };
 
@@ -104,8 +103,7 @@ pub fn apply_patch(
         // Apply has its own path: it needs the manager and ownership, not only the value.
         PatchType::Apply => return Err(Status::method_not_allowed()),
     };
-    let patched =
-        result.map_err(|error| errors::patch(error, call.served.qualified_kind(), &call.path.name))?;
+    let patched = result.map_err(errors::patch)?;
     let invalid = |why: String| {
         let text = String::from_utf8_lossy(&call.body);
         let cause = Cause::invalid("patch", &json!(text), &why);
@@ -123,13 +121,7 @@ pub fn apply_patch(
 async fn applied(call: &Call, mut write: Write<'_>) -> Result<Written, Status> {
     let name = call.path.name.as_str();
     let served = &call.served;
-    let mut intent = decode::object(
-        served,
-        &call.body,
-        Encoding::Text(Format::Yaml),
-        write.options.field_validation,
-        &call.warnings,
-    )?;
+    let mut intent = intent(served, &call.body, write.options.field_validation, &call.warnings)?;
     if metadata::name(&intent).is_empty() {
         metadata::set(&mut intent, "name", name);
     }
@@ -139,7 +131,9 @@ async fn applied(call: &Call, mut write: Write<'_>) -> Result<Written, Status> {
     if !metadata::text(&intent, "uid").is_empty() && intent["metadata"]["managedFields"].is_array() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    let api_version = served.kind.resource.gvk().api_version();
+    let resource = &served.kind.resource;
+    let api_version = resource.gvk().api_version();
+    let named = decode::Named { ty: served.ty, version: &resource.version, kind: &resource.kind };
     let now = metadata::now();
     let force = write.options.force.unwrap_or(false);
     let may_create = call.path.subresource.is_empty();
@@ -149,8 +143,40 @@ async fn applied(call: &Call, mut write: Write<'_>) -> Result<Written, Status> {
             if current.is_none() && !may_create {
                 return Err(Status::not_found(served.qualified(), name));
             }
-            apply::apply(current, &intent, served.ty, write.writer(&api_version, &now), force)
-                .map_err(errors::apply)
+            let applied = apply::apply(current, &intent, served.ty, write.writer(&api_version, &now), force)
+                .map_err(errors::apply)?;
+            decode::canonical(applied, named)
         })
         .await
+}
+
+/// The configuration of an apply as it was sent. It gets no type yet: fields that a decoder adds would become owned by
+/// the manager, and ones that it drops would never be told of.
+fn intent(
+    served: &Served,
+    body: &[u8],
+    validation: FieldValidation,
+    warnings: &WarningList,
+) -> Result<Value, Status> {
+    let decoded = schema_decode::untyped(body, Format::Yaml)
+        .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+    if validation == FieldValidation::Strict
+        && let Some(message) = decoded.strict_error()
+    {
+        let message = message.trim_start_matches("strict decoding error: ");
+        return Err(Status::bad_request(format!("error strict decoding YAML: {message}")));
+    }
+    let value = decode::checked(decoded, validation, warnings)?;
+    if !value.is_object() {
+        return Err(Status::bad_request("error decoding YAML: the body is not an object"));
+    }
+    let kind = value["kind"].as_str().unwrap_or_default();
+    let expected = &served.kind.resource.kind;
+    if kind != expected {
+        let version = value["apiVersion"].as_str().unwrap_or_default();
+        return Err(Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {expected}: an apply patch names the kind of its object"
+        )));
+    }
+    Ok(value)
 }

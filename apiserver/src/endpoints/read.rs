@@ -80,10 +80,15 @@ fn expired(status: &Status, continue_token: Option<&str>) -> Response {
 /// Refuses combinations that upstream's `ValidateListOptions` refuses.
 pub fn validate(options: &ListOptions, watching: bool) -> Result<(), Status> {
     let invalid = |field: &str, message: String| {
+        let reason = if message.starts_with("Unsupported value") {
+            "FieldValueNotSupported"
+        } else {
+            "FieldValueForbidden"
+        };
         Err(Status::invalid(
             Qualified { group: "meta.k8s.io", name: "ListOptions" },
             "",
-            vec![Cause { reason: "FieldValueForbidden".into(), message, field: field.into() }],
+            vec![Cause { reason: reason.into(), message, field: field.into() }],
         ))
     };
     let matching = options.resource_version_match.as_str();
@@ -107,6 +112,9 @@ pub fn validate(options: &ListOptions, watching: bool) -> Result<(), Status> {
     }
     if options.send_initial_events.is_some() {
         return invalid("sendInitialEvents", "Forbidden: sendInitialEvents is forbidden for list".into());
+    }
+    if !options.continue_token.is_empty() && !matches!(options.resource_version.as_str(), "" | "0") {
+        return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
     }
     match matching {
         "" => Ok(()),
@@ -145,6 +153,7 @@ mod tests {
         check("resourceVersion=5&resourceVersionMatch=Exact", false, true);
         check("resourceVersion=0&resourceVersionMatch=Exact", false, false);
         check("resourceVersionMatch=NotOlderThan", false, false);
+        check("resourceVersion=5&continue=x", false, false);
         check("resourceVersionMatch=NotOlderThan&sendInitialEvents=true", true, true);
         check("sendInitialEvents=true", true, false);
         check("sendInitialEvents=true", false, false);

@@ -76,7 +76,17 @@ pub struct Named<'a> {
 pub fn decoded(bytes: &[u8], encoding: Encoding, named: Named<'_>) -> Result<Decoded, Status> {
     let cannot = |error: DecodeError| Status::bad_request(error.cannot_be_handled(named.version, named.kind));
     match encoding {
-        Encoding::Text(format) => decode::decode(bytes, format, named.ty).map_err(cannot),
+        Encoding::Text(format) => {
+            decode::decode(bytes, format, named.ty).map_err(|error| match decode::type_meta(bytes, format) {
+                Ok(_) => cannot(error),
+                // Not even a kind can be read from it: no document at all.
+                Err(error) => Status::bad_request(format!(
+                    "the object provided is unrecognized (must be of type {}): {error} ({})",
+                    named.kind,
+                    summary(bytes)
+                )),
+            })
+        }
         Encoding::Protobuf => {
             let value = protobuf::decode(bytes, named.ty).map_err(|error| {
                 Status::bad_request(format!(
@@ -87,6 +97,25 @@ pub fn decoded(bytes: &[u8], encoding: Encoding, named: Named<'_>) -> Result<Dec
             decode::decode_value(value, named.ty).map_err(cannot)
         }
     }
+}
+
+/// The beginning of a body: text where it looks like JSON, else hexadecimal digits.
+fn summary(bytes: &[u8]) -> String {
+    const LENGTH: usize = 30;
+    let start = &bytes[..bytes.len().min(LENGTH)];
+    let text = match start.first() {
+        None => return "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(start).into_owned(),
+        Some(_) => start.iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
+    if bytes.len() > LENGTH { format!("{text} ...") } else { text }
+}
+
+/// Gives a value that was put together without its type the form of a decoded one.
+pub fn canonical(value: Value, named: Named<'_>) -> Result<Value, Status> {
+    decode::decode_value(value, named.ty)
+        .map(|decoded| decoded.value)
+        .map_err(|error| Status::bad_request(error.cannot_be_handled(named.version, named.kind)))
 }
 
 /// Applies `fieldValidation` to what decoding noticed.

@@ -69,17 +69,13 @@ impl From<Refusal> for Status {
     }
 }
 
-/// A patch that could not be applied to the object `name` of a kind.
-pub fn patch(error: PatchError, kind: Qualified<'_>, name: &str) -> Status {
+/// A patch that could not be applied.
+pub fn patch(error: PatchError) -> Status {
     match error {
         PatchError::Malformed(message) => Status::bad_request(message),
         PatchError::TooManyOperations { .. } => Status::entity_too_large(error),
-        PatchError::NotApplicable(message) => {
-            let mut status = Status::invalid(kind, name, Vec::new());
-            status.message = message;
-            status
-        }
-        PatchError::Internal(message) => Status::internal(message),
+        PatchError::NotApplicable(_) => Status::unprocessable(),
+        PatchError::Internal(message) => Status::unknown(message),
     }
 }
 
@@ -97,6 +93,6 @@ pub fn apply(error: ApplyError) -> Status {
             Status::apply_conflict(error.to_string(), causes)
         }
         ApplyError::BadRequest(message) => Status::bad_request(message),
-        ApplyError::Internal(message) => Status::internal(message),
+        ApplyError::Internal(message) => Status::unknown(message),
     }
 }

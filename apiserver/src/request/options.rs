@@ -183,6 +183,18 @@ pub struct DeleteOptions {
     pub dry_run: Vec<String>,
 }
 
+fn unsupported_policy(policy: &str) -> Status {
+    let message = format!(
+        "Unsupported value: {policy:?}: supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
+    );
+    let cause = crate::status::Cause {
+        reason: "FieldValueNotSupported".into(),
+        message,
+        field: "propagationPolicy".into(),
+    };
+    Status::invalid(crate::status::Qualified { group: "meta.k8s.io", name: "DeleteOptions" }, "", vec![cause])
+}
+
 /// The caller's expectations of the object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -199,7 +211,7 @@ impl DeleteOptions {
             Some("Background") => Some(PropagationPolicy::Background),
             Some("Foreground") => Some(PropagationPolicy::Foreground),
             Some(other) => {
-                return Err(Status::bad_request(format!("invalid propagationPolicy: {other:?}")));
+                return Err(unsupported_policy(other));
             }
         };
         Ok(DeleteOptions {
@@ -212,6 +224,11 @@ impl DeleteOptions {
     }
 
     pub fn from_value(body: serde_json::Value) -> Result<Self, Status> {
+        if let Some(other) = body["propagationPolicy"].as_str()
+            && !matches!(other, "Orphan" | "Background" | "Foreground")
+        {
+            return Err(unsupported_policy(other));
+        }
         serde_json::from_value(body)
             .map_err(|error| Status::bad_request(format!("couldn't decode the DeleteOptions: {error}")))
     }

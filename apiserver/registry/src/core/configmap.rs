@@ -47,7 +47,8 @@ impl Strategy for ConfigMap {
             size += value.as_str().map_or(0, decoded_length);
         }
         if size > SIZE_MAX {
-            causes.too_long(&Path::new(""), SIZE_MAX);
+            // What upstream prints for the whole object.
+            causes.too_long(&Path::new("[]"), SIZE_MAX);
         }
         causes.into_vec()
     }
@@ -110,7 +111,7 @@ mod tests {
             create(json!({"data": {"a b": "x", "..c": "y", "d": "z"}, "binaryData": {"d": ""}})),
             &["FieldValueInvalid data[a b]", "FieldValueInvalid data[..c]", "FieldValueInvalid data[d]"],
         );
-        check(create(json!({"data": {"a": "x".repeat(SIZE_MAX + 1)}})), &["FieldValueTooLong "]);
+        check(create(json!({"data": {"a": "x".repeat(SIZE_MAX + 1)}})), &["FieldValueTooLong []"]);
         check(create(json!({"data": {"a": "x".repeat(SIZE_MAX)}})), &[]);
     }
 
