@@ -14,6 +14,7 @@ pub mod pod_gc;
 pub mod replicaset;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod serviceaccount_token;
 pub mod taint_eviction;
 pub mod ttl_after_finished;
