@@ -46,6 +46,14 @@ const SNAPSHOT_AT: u64 = 48 << 20;
 /// WAL bytes to be written between two snapshots.
 const SNAPSHOT_EVERY: u64 = 16 << 20;
 
+fn snapshot_at() -> u64 {
+    // Tests need not write that much.
+    fail::fail_point!("snapshot_at", |bytes| bytes
+        .and_then(|bytes: String| bytes.parse().ok())
+        .unwrap_or(SNAPSHOT_AT));
+    SNAPSHOT_AT
+}
+
 /// What builds the state from the latest snapshot when a peer has sent one.
 pub type Install = Box<dyn FnMut(&State, &Snapshots) -> Result<(), Stopped> + Send>;
 
@@ -373,7 +381,7 @@ impl Node {
     fn maybe_snapshot(&mut self) {
         let shared = &self.parts.shared;
         if !self.snapshot_under_way
-            && shared.wal_bytes() > SNAPSHOT_AT
+            && shared.wal_bytes() > snapshot_at()
             && shared.wal_written() >= self.snapshot_at_written + SNAPSHOT_EVERY
         {
             self.take_snapshot(Vec::new());

@@ -155,7 +155,8 @@ async fn crash_around_every_durable_step_of_a_snapshot() {
         ("snapshot_after_rename", 0),
         ("wal_before_cut", 0),
     ] {
-        crash_at(&format!("{point}={passes}*off->panic"), 1 << 20, async |_| {}).await;
+        let failpoints = format!("snapshot_at=return(20000000);{point}={passes}*off->panic");
+        crash_at(&failpoints, 1 << 20, async |_| {}).await;
     }
 }
 
