@@ -234,12 +234,7 @@ fn age_class(time: Timestamp, now: Timestamp) -> u32 {
         .map_or(0, |age| age.ilog2() + 1)
 }
 
-fn younger_first(a: &PodInfo, at_a: Timestamp, b: &PodInfo, at_b: Timestamp, now: Timestamp) -> Ordering {
-    let by_class = age_class(at_a, now).cmp(&age_class(at_b, now));
-    by_class.then_with(|| a.meta.uid.cmp(&b.meta.uid))
-}
-
-/// Which of two pods is deleted first (`Less`); `crowd` counts related pods on the pods' nodes.
+/// Which of two pods is deleted first (`Less`), a total order; `crowd` counts related pods on the pods' nodes.
 #[must_use]
 pub fn deletion_order(
     a: &PodInfo,
@@ -253,23 +248,17 @@ pub fn deletion_order(
         _ => 2,
     };
     let crowd = |pod: &PodInfo| crowd.get(&pod.node).copied().unwrap_or(0);
+    let class = |time| age_class(time, now);
     (!a.node.is_empty())
         .cmp(&!b.node.is_empty())
         .then_with(|| phase(a).cmp(&phase(b)))
         .then_with(|| a.is_ready().cmp(&b.is_ready()))
         .then_with(|| a.deletion_cost.cmp(&b.deletion_cost))
         .then_with(|| crowd(b).cmp(&crowd(a)))
-        .then_with(|| match (a.ready, b.ready) {
-            (Some(at_a), Some(at_b)) if at_a != at_b => younger_first(a, at_a, b, at_b, now),
-            _ => Ordering::Equal,
-        })
+        .then_with(|| class(a.ready.unwrap_or(now)).cmp(&class(b.ready.unwrap_or(now))))
         .then_with(|| b.restarts.cmp(&a.restarts))
-        .then_with(|| {
-            if a.meta.created == b.meta.created {
-                return Ordering::Equal;
-            }
-            younger_first(a, a.meta.created, b, b.meta.created, now)
-        })
+        .then_with(|| class(a.meta.created).cmp(&class(b.meta.created)))
+        .then_with(|| a.meta.uid.cmp(&b.meta.uid))
 }
 
 /// The pods to delete, of `pods`, so that `count` fewer remain.
@@ -360,7 +349,21 @@ mod tests {
         check(|a| a.ready = Some(times::plus_seconds(now(), -5)), nothing);
         check(|a| a.restarts = 3, nothing);
         check(|a| a.meta.created = times::plus_seconds(now(), -5), nothing);
+        // Of about the same age: by uid.
         check(|a| a.meta.created = times::plus_seconds(now(), -101), nothing);
+    }
+
+    #[test]
+    fn hundreds_are_sorted() {
+        let many = |n: i64| {
+            let mut pod = pod(&format!("p{}", n * 7919 % 300));
+            pod.meta.created = times::plus_seconds(now(), -(n % 7));
+            pod.ready = (n % 3 == 0).then(|| times::plus_seconds(now(), -(n % 5)));
+            Arc::new(pod)
+        };
+        let chosen = choose_to_delete((0..300).map(many).collect(), 250, &HashMap::new(), now());
+        let first_ready = chosen.iter().position(|pod| pod.is_ready());
+        assert_eq!((chosen.len(), first_ready), (250, Some(200)));
     }
 
     #[test]
