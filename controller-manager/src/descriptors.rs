@@ -40,6 +40,7 @@ pub const DESCRIPTORS: &[Descriptor] = &[
     descriptor!("daemonset-controller", "daemonset", daemonset),
     descriptor!("statefulset-controller", "statefulset", statefulset),
     descriptor!("job-controller", "job", job),
+    descriptor!("cronjob-controller", "cronjob", cronjob),
     descriptor!("endpoints-controller", "endpoint", endpoints),
     descriptor!("endpointslice-controller", "endpointslice", endpointslice),
     descriptor!("namespace-controller", "namespace", namespace),

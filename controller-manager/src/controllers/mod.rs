@@ -1,5 +1,6 @@
 //! One module for each controller: `plan` is pure, the module itself watches and executes.
 
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
