@@ -2,7 +2,11 @@
 //!
 //! Immutable after startup, but for what its parts guard themselves.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use keelson_access::{
     admission::Admission,
@@ -36,6 +40,8 @@ pub struct Access {
     pub tokens: Arc<Tokens>,
     pub state: Arc<State>,
     pub freshness: Arc<dyn Freshness>,
+    /// Set once all objects that decide have been seen; a refusal before that says nothing.
+    pub fed: AtomicBool,
 }
 
 /// The API server.

@@ -130,6 +130,7 @@ async fn what_is_refused_and_how() {
         .await;
     check("GET", &format!("{MAPS}?labelSelector=a%20like%20b"), &[], "", 400, "unable to parse requirement")
         .await;
+    check("GET", &format!("{MAPS}?labelSelector=a%3Db%3Dc"), &[], "", 400, "found '=', expected: ','").await;
     check(
         "GET",
         "/api/v1/pods?fieldSelector=spec.color%3Dred",

@@ -63,9 +63,8 @@ impl Selection {
         label_selector: &str,
         field_selector: &str,
     ) -> Result<Self, Status> {
-        let labels: Selector = label_selector
-            .parse()
-            .map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
+        let labels: Selector =
+            label_selector.parse().map_err(|error| Status::bad_request(format!("{error}")))?;
         let fields: FieldSelector =
             field_selector.parse().map_err(|error| Status::bad_request(format!("{error}")))?;
         let resource = &served.kind.resource;

@@ -2,7 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -187,7 +187,7 @@ impl Filter for Authentication {
                 Ok(found) => exchange.user = found.user,
                 Err(error) => {
                     tracing::warn!(peer = %exchange.peer.address, %error, "unable to authenticate the request");
-                    return failure(&Status::unauthorized());
+                    return failure(&refusal(&self.0, Status::unauthorized()));
                 }
             }
             // Nothing behind this filter needs the secret.
@@ -322,6 +322,17 @@ fn authorize(server: &Server, exchange: &Exchange) -> Result<(), Status> {
 fn decide(server: &Server, attributes: &Attributes<'_>) -> Result<(), Status> {
     match server.access.authorizer.authorize(attributes) {
         Decision::Allow(_) => Ok(()),
-        other => Err(Refusal::denied(attributes, other.reason()).into()),
+        other => Err(refusal(server, Refusal::denied(attributes, other.reason()).into())),
+    }
+}
+
+/// What a refused client is told. A server that has just started does not know all roles and accounts yet: it asks to
+/// come back instead of telling clients that they may not do what they may.
+fn refusal(server: &Server, status: Status) -> Status {
+    if server.access.fed.load(Ordering::Acquire) {
+        status
+    } else {
+        Status::service_unavailable("the server is starting: it has not read all roles and accounts yet")
+            .retry_after(1)
     }
 }

@@ -300,11 +300,12 @@ impl Services {
                 None => self.ranges.first().map_or("IPv4", |range| family_of(range.network())).into(),
             });
         }
-        for family in &families {
+        for (index, family) in families.iter().enumerate() {
             if self.range(family).is_none() {
+                let field = format!("spec.ipFamilies[{index}]");
                 return Err(invalid(
                     object,
-                    Cause::invalid("spec.ipFamilies", &json!(families), "not configured on this cluster"),
+                    Cause::invalid(&field, &json!(family), "not configured on this cluster"),
                 ));
             }
         }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -101,8 +101,16 @@ pub fn build(config: &Config, table: &Table) -> Result<(Access, Feed), AccessErr
             unreachable_seconds: config.default_unreachable_toleration_seconds,
         },
     )?;
-    let access =
-        Access { authentication, authorizer, rbac, admission, tokens, state, freshness: freshness.clone() };
+    let access = Access {
+        authentication,
+        authorizer,
+        rbac,
+        admission,
+        tokens,
+        state,
+        freshness: freshness.clone(),
+        fed: AtomicBool::new(false),
+    };
     Ok((access, Feed { observers, progress }))
 }
 

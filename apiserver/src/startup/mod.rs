@@ -229,6 +229,7 @@ async fn start(
         return;
     }
     progress.access_fed.store(true, Ordering::Release);
+    server.access.fed.store(true, Ordering::Release);
     retry("bootstrap objects", || bootstrap::ensure(&server)).await;
     progress.bootstrapped.store(true, Ordering::Release);
     if let Err(error) = kubernetes_service::ensure(&server).await {

@@ -541,6 +541,7 @@ fn devices(container: &Value, path: &Path<'_>, context: &Context<'_>, causes: &m
 
 /// Names of resources, amounts, and requests within limits.
 pub(super) fn resource_requirements(resources: &Value, path: &Path<'_>, causes: &mut Causes) {
+    let parent = path;
     for (name, amount) in resources.entries("limits").into_iter().flatten() {
         let path = path.child("limits");
         let path = path.key(name);
@@ -554,10 +555,8 @@ pub(super) fn resource_requirements(resources: &Value, path: &Path<'_>, causes: 
         let limit = resources.at("limits").at(name);
         let (Some(request), Some(limit_amount)) = (quantity(amount), quantity(limit)) else {
             if !rules::overcommit_allowed(name) {
-                causes.required(
-                    &Path::new("").child("limits"),
-                    "Limit must be set for non overcommitable resources",
-                );
+                let limits = parent.child("limits");
+                causes.required(&limits, "Limit must be set for non overcommitable resources");
             }
             continue;
         };

@@ -83,6 +83,12 @@ fn containers() {
         ],
     );
     check(
+        json!({"resources": {"requests": {"example.com/gpu": "1"}}}),
+        &[
+            "spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources",
+        ],
+    );
+    check(
         json!({"resources": {"limits": {"gpu": "1"}}}),
         &[
             "spec.containers[0].resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource type or fully qualified",
