@@ -223,15 +223,6 @@ fn a_pods_token_is_accepted_by_the_api_server() {
     // Meant for someone else, it opens nothing here.
     assert_eq!(ask(&read("/tokens/vault")).code, 401);
 
-    // From inside the pod, through the Service, with nothing but what the pod was given.
-    let request = format!(
-        "timeout 10 wget -q -O - --no-check-certificate --header \"Authorization: Bearer $(cat {default}/token)\" \
-         https://kubernetes.default/api"
-    );
-    until_contains("the API server answers inside the pod", LONG, "APIVersions", || {
-        shell(&kubectl, "holder", &request)
-    });
-
     // A token dies with the pod that it was made for.
     let token = read("/tokens/api");
     kubectl.run(&["delete", "pod", "holder", "--wait=true"]);
