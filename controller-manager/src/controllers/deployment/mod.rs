@@ -99,7 +99,8 @@ impl Deployments {
         let sets = owned.iter().map(|set| set.object()).collect();
         let rollout = Rollout::new(&deployment, sets);
         let work = Work { controller: self, owner, key: &key };
-        work.step(rollout, compact.meta.deleting).await
+        // Boxed, as are those below: Deployments and ReplicaSets are kilobytes each.
+        Box::pin(work.step(rollout, compact.meta.deleting)).await
     }
 
     /// Whether pods of old sets still run.
@@ -134,7 +135,7 @@ impl Work<'_> {
         }
         if plan::is_rolling(deployment) {
             if rollout.new.is_none() {
-                return self.create(&mut rollout, now).await;
+                return Box::pin(self.create(&mut rollout, now)).await;
             }
             self.refresh(&mut rollout).await?;
             self.resize(&rollout, rollout.roll()).await?;
@@ -145,7 +146,7 @@ impl Work<'_> {
             self.resize(&rollout, removals).await?;
             if !removed && !self.controller.old_pods_run(&rollout) {
                 if rollout.new.is_none() {
-                    return self.create(&mut rollout, now).await;
+                    return Box::pin(self.create(&mut rollout, now)).await;
                 }
                 self.resize(&rollout, rollout.grow_new()).await?;
             }

@@ -264,7 +264,7 @@ impl Collector {
             uid: Some(object.uid.to_string()),
             resource_version: Some(object.resource_version.to_string()),
         });
-        tracing::info!(
+        tracing::debug!(
             kind = &*object.kind,
             namespace = &*object.namespace,
             name = &*object.name,

@@ -120,7 +120,7 @@ mod tests {
     fn pods(count: usize) -> Vec<Arc<PodInfo>> {
         let make = |number: usize| {
             let meta = Meta { name: format!("p{number}"), uid: format!("p{number}"), ..Meta::default() };
-            let ready = (number % 2 == 0).then(|| times::plus_seconds(now(), -10));
+            let ready = number.is_multiple_of(2).then(|| times::plus_seconds(now(), -10));
             Arc::new(PodInfo { meta, node: "n".into(), phase: Phase::Running, ready, ..PodInfo::default() })
         };
         (0..count).map(make).collect()
