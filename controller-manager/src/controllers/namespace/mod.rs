@@ -131,7 +131,9 @@ async fn try_empty(
     }
     let left = api.list(&everything).await?.items;
     if !left.is_empty() {
-        attempt.remaining.insert(found.name(), left.len());
+        // Upstream writes the group's dot also where there is no group.
+        let name = format!("{}.{}", found.resource.plural, found.resource.group);
+        attempt.remaining.insert(name, left.len());
         for finalizer in left.into_iter().flat_map(|object| object.metadata.finalizers.unwrap_or_default()) {
             *attempt.finalizers.entry(finalizer).or_default() += 1;
         }
