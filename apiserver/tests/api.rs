@@ -333,7 +333,7 @@ async fn deletion_waits_for_finalizers() {
     cluster.post(MAPS, &map("b", json!({}))).await.ok();
     let path = format!("{MAPS}/b");
     let foreground = cluster.delete(&format!("{path}?propagationPolicy=Foreground")).await;
-    assert_eq!(foreground.code, 202);
+    assert_eq!(foreground.code, 200);
     assert_eq!(cluster.get(&path).await.ok()["metadata"]["finalizers"], json!(["foregroundDeletion"]));
     cluster.delete(&format!("{path}?propagationPolicy=Background")).await.ok();
     assert_eq!(cluster.get(&path).await.code, 404);

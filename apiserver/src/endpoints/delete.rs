@@ -15,7 +15,7 @@ use crate::{
     http::body::Response,
     request::{
         DeleteOptions, ListOptions,
-        options::{FieldValidation, PropagationPolicy, WriteOptions},
+        options::{FieldValidation, WriteOptions},
     },
     status::{self, Status},
 };
@@ -63,9 +63,8 @@ pub async fn one(call: &Call) -> Result<Response, Status> {
     let name = call.path.name.as_str();
     let deleted = call.write(&write, "").delete(name, &options).await?;
     let returns_object = RETURN_DELETED.iter().any(|(group, plural)| served.is(group, plural));
-    // A deletion that cascades in the foreground goes on after this response.
-    let foreground =
-        options.policy() == Some(PropagationPolicy::Foreground) || options.orphan_dependents == Some(false);
+    // Upstream says Accepted to the deprecated way of asking only: more would break existing clients.
+    let accepted = options.orphan_dependents == Some(false);
     match deleted {
         Deleted::Gone(object) if !returns_object => {
             let status = status::success(served.qualified(), name, object.uid());
@@ -73,7 +72,7 @@ pub async fn one(call: &Call) -> Result<Response, Status> {
         }
         Deleted::Gone(object) => encoding::object_response(200, served, &object, representation, columns),
         Deleted::Pending(object) => {
-            let code = if foreground { 202 } else { 200 };
+            let code = if accepted { 202 } else { 200 };
             encoding::object_response(code, served, &object, representation, columns)
         }
         Deleted::Imagined { object, gone } => {

@@ -24,7 +24,7 @@ use keelson_component_base::{
 };
 use keelson_registry::Kind;
 use keelson_storage::{Storage, StoreConfig, StoreError, StoreTls};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -138,6 +138,8 @@ fn build(
     storage.metrics().register(&registry);
     let checks = Checks::new();
     let progress = Arc::new(Progress::default());
+    let store = watch_store(storage.clone(), shutdown.clone());
+    checks.add("etcd", move || store.borrow().clone());
     add_checks(&checks, &storage, &progress);
     let kubelet = Kubelet::new(&config)?;
     let kinds = table.kinds().to_vec();
@@ -186,6 +188,28 @@ fn versions(config: &Config) -> impl Fn(&Kind) -> bool + use<> {
             .or_else(|| setting("api/all"))
             .unwrap_or(stage == "api/ga")
     }
+}
+
+/// How often the store is asked, how often while it does not answer, and how long it may take.
+const STORE_CHECK: Duration = Duration::from_secs(1);
+const STORE_CHECK_AGAIN: Duration = Duration::from_millis(100);
+const STORE_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Keeps asking the store, so that `/readyz` and `/livez` tell what a write would meet.
+fn watch_store(storage: Storage, stop: CancellationToken) -> watch::Receiver<Result<(), String>> {
+    let (told, last) = watch::channel(Err("not asked yet".to_owned()));
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        loop {
+            let answer = match tokio::time::timeout(STORE_CHECK_TIMEOUT, storage.ping()).await {
+                Ok(answer) => answer.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("no answer within {} s", STORE_CHECK_TIMEOUT.as_secs())),
+            };
+            let pause = if answer.is_ok() { STORE_CHECK } else { STORE_CHECK_AGAIN };
+            let _earlier = told.send_replace(answer);
+            tokio::time::sleep(pause).await;
+        }
+    }));
+    last
 }
 
 fn add_checks(checks: &Checks, storage: &Storage, progress: &Arc<Progress>) {
