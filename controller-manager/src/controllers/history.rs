@@ -32,11 +32,12 @@ pub struct Parent<'a> {
     pub collisions: Option<i32>,
 }
 
-pub enum Outcome {
-    /// The revision of the template as it is, and all others, oldest first.
-    Known { current: ControllerRevision, others: Vec<ControllerRevision> },
-    /// Another template has the same hash: the parent's collisions are to be counted on.
-    Collision,
+/// All revisions of a parent.
+pub struct Revisions {
+    /// Of the template as it is.
+    pub current: ControllerRevision,
+    /// Oldest first.
+    pub others: Vec<ControllerRevision>,
 }
 
 /// The strategic merge patch that gives a parent this template.
@@ -107,11 +108,15 @@ impl Parent<'_> {
         Api::namespaced(self.client.clone(), &self.meta.namespace)
     }
 
-    /// Makes sure that there is a revision of the template, with the highest number.
+    /// Makes sure that there is a revision of the template, with the highest number. `None`: another template has
+    /// the same hash, and the parent's collisions are to be counted on.
     ///
     /// # Errors
     /// A request failed; a conflict means that the cache was behind.
-    pub async fn reconcile(&self, owned: &[Arc<Compact<ControllerRevision>>]) -> Result<Outcome, SyncError> {
+    pub async fn reconcile(
+        &self,
+        owned: &[Arc<Compact<ControllerRevision>>],
+    ) -> Result<Option<Revisions>, SyncError> {
         let mut revisions: Vec<ControllerRevision> = owned.iter().map(|revision| revision.object()).collect();
         revisions.sort_by(|a, b| (a.revision, name(a)).cmp(&(b.revision, name(b))));
         let patch = patch(self.template);
@@ -125,10 +130,10 @@ impl Parent<'_> {
             }
             Plan::Create(number) => match self.create(&patch, number).await? {
                 Some(revision) => revision,
-                None => return Ok(Outcome::Collision),
+                None => return Ok(None),
             },
         };
-        Ok(Outcome::Known { current, others: revisions })
+        Ok(Some(Revisions { current, others: revisions }))
     }
 
     async fn create(&self, patch: &Value, number: i64) -> Result<Option<ControllerRevision>, SyncError> {
@@ -147,7 +152,8 @@ impl Parent<'_> {
 
     fn revision(&self, patch: &Value, number: i64) -> ControllerRevision {
         let hash = hashes::controller_revision_hash(patch, self.collisions);
-        let mut labels = self.template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
+        let mut labels =
+            self.template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
         labels.insert(self.hash_label.to_owned(), hash.clone());
         let owner = owners::new_controller_ref(self.api_version, self.kind, &self.meta.name, &self.meta.uid);
         // Names of revisions must be names of objects; the parent's may be as long as 253 letters.

@@ -118,7 +118,8 @@ impl Work<'_> {
             let live = api.get(&self.meta.name).await?;
             let active = live.status.and_then(|status| status.active).unwrap_or_default();
             if !plan::is_active(&active, uid) {
-                let text = format!("Saw a job that the controller did not create or forgot: {}", plan::name(job));
+                let text =
+                    format!("Saw a job that the controller did not create or forgot: {}", plan::name(job));
                 self.tell(Type::Warning, "UnexpectedJob", text);
             }
         }
@@ -159,7 +160,11 @@ impl Work<'_> {
         };
         let text = &self.spec.schedule;
         let warn = |error: &String| {
-            self.tell(Type::Warning, "UnparseableSchedule", format!("unparseable schedule: {text:?} : {error}"));
+            self.tell(
+                Type::Warning,
+                "UnparseableSchedule",
+                format!("unparseable schedule: {text:?} : {error}"),
+            );
         };
         Schedule::parse(text, zone).inspect_err(warn).ok()
     }
@@ -180,10 +185,15 @@ impl Work<'_> {
             Next::Wait => {}
             Next::TooLate(time) => {
                 let time = time.strftime("%a, %d %b %Y %H:%M:%S +0000");
-                self.tell(Type::Warning, "MissSchedule", format!("Missed scheduled time to start a job: {time}"));
+                self.tell(
+                    Type::Warning,
+                    "MissSchedule",
+                    format!("Missed scheduled time to start a job: {time}"),
+                );
             }
             Next::Forbidden => {
-                let text = "Not starting job because prior execution is running and concurrency policy is Forbid";
+                let text =
+                    "Not starting job because prior execution is running and concurrency policy is Forbid";
                 self.tell(Type::Normal, "JobAlreadyActive", text.to_owned());
             }
             Next::Start { at, replace } => {
@@ -196,7 +206,8 @@ impl Work<'_> {
                 self.create(at).await?;
             }
         }
-        let wait = schedule.next(now).map(|at| Duration::try_from(times::between(now, at)).unwrap_or_default());
+        let wait =
+            schedule.next(now).map(|at| Duration::try_from(times::between(now, at)).unwrap_or_default());
         Ok(wait.map(|wait| wait + MARGIN))
     }
 
@@ -212,7 +223,9 @@ impl Work<'_> {
                 // Made before, by one that could not write it down.
                 let live = self.jobs().get(plan::name(&job)).await?;
                 let uid = live.metadata.uid.as_deref().unwrap_or_default();
-                if !owners::is_controlled_by(&live.metadata, &self.meta.uid) || plan::is_active(self.active(), uid) {
+                if !owners::is_controlled_by(&live.metadata, &self.meta.uid)
+                    || plan::is_active(self.active(), uid)
+                {
                     return Ok(());
                 }
                 live

@@ -68,12 +68,21 @@ pub enum Next {
     TooLate(Timestamp),
     /// What was started before still runs and may not have company.
     Forbidden,
-    Start { at: Timestamp, replace: bool },
+    Start {
+        at: Timestamp,
+        replace: bool,
+    },
 }
 
 /// What to do at `now`, and whether too many starts were missed. `active` are the Jobs that run.
 #[must_use]
-pub fn next(cron: &CronJob, spec: &CronJobSpec, schedule: &Schedule, active: &[ObjectReference], now: Timestamp) -> (Next, bool) {
+pub fn next(
+    cron: &CronJob,
+    spec: &CronJobSpec,
+    schedule: &Schedule,
+    active: &[ObjectReference],
+    now: Timestamp,
+) -> (Next, bool) {
     let last = cron.status.as_ref().and_then(|status| status.last_schedule_time.as_ref()).map(|time| time.0);
     let created = cron.metadata.creation_timestamp.as_ref().map(|time| time.0);
     let mut earliest = last.or(created).unwrap_or(now);
@@ -135,7 +144,8 @@ pub fn obsolete<'a>(spec: &CronJobSpec, jobs: &'a [Job]) -> Vec<&'a Job> {
         let over = |job: &&Job| finished(job) == Some(condition) && job.metadata.deletion_timestamp.is_none();
         let mut all: Vec<&Job> = jobs.iter().filter(over).collect();
         all.sort_by_key(|job| {
-            let started = job.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
+            let started =
+                job.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
             // One that never started counts as newest.
             (Reverse(started.is_none()), Reverse(started), Reverse(name(job)))
         });
@@ -190,7 +200,8 @@ mod tests {
         }
         let start = |at: &str, replace| Next::Start { at: time(at), replace };
         let none = json!({});
-        let running = json!({"active": [{"name": "tick-1", "uid": "1"}], "lastScheduleTime": "2026-11-20T12:00:00Z"});
+        let running =
+            json!({"active": [{"name": "tick-1", "uid": "1"}], "lastScheduleTime": "2026-11-20T12:00:00Z"});
         check(none.clone(), none.clone(), "11:59:59", Next::Wait);
         check(none.clone(), none.clone(), "12:00:00", start("12:00:00", false));
         check(none.clone(), none.clone(), "12:35:00", start("12:30:00", false));
@@ -206,7 +217,8 @@ mod tests {
 
     #[test]
     fn too_many_missed() {
-        let cron = cron(json!({"schedule": "* * * * *"}), json!({"lastScheduleTime": "2026-11-20T10:00:00Z"}));
+        let cron =
+            cron(json!({"schedule": "* * * * *"}), json!({"lastScheduleTime": "2026-11-20T10:00:00Z"}));
         let spec = &cron.spec;
         let schedule = Schedule::parse(&spec.schedule, TimeZone::UTC).unwrap();
         assert!(next(&cron, spec, &schedule, &[], time("12:00:00")).1);
@@ -215,12 +227,23 @@ mod tests {
 
     #[test]
     fn reviewing() {
-        let cron = cron(json!({}), json!({"active": [{"name": "a", "uid": "a"}, {"name": "gone", "uid": "gone"}],
-            "lastSuccessfulTime": "2026-11-20T12:05:30Z"}));
-        let jobs = [job_of("a", "Complete", 7), job_of("b", "", 9), job_of("c", "Complete", 3), job_of("d", "Failed", 1)];
+        let cron = cron(
+            json!({}),
+            json!({"active": [{"name": "a", "uid": "a"}, {"name": "gone", "uid": "gone"}],
+            "lastSuccessfulTime": "2026-11-20T12:05:30Z"}),
+        );
+        let jobs = [
+            job_of("a", "Complete", 7),
+            job_of("b", "", 9),
+            job_of("c", "Complete", 3),
+            job_of("d", "Failed", 1),
+        ];
         let review = review(&cron, &jobs);
         assert_eq!(review.unexpected.iter().map(|job| name(job)).collect::<Vec<_>>(), ["b"]);
-        assert_eq!(review.completed.iter().map(|(job, how)| (name(job), *how)).collect::<Vec<_>>(), [("a", "Complete")]);
+        assert_eq!(
+            review.completed.iter().map(|(job, how)| (name(job), *how)).collect::<Vec<_>>(),
+            [("a", "Complete")]
+        );
         assert_eq!(review.missing.len(), 1);
         assert_eq!(review.last_success, Some(time("12:07:30")));
         assert_eq!(super::review(&cron, &jobs[2..]).last_success, None);
@@ -237,7 +260,10 @@ mod tests {
                 job_of("runs", "", 0),
                 job_of("bad", "Failed", 2),
             ];
-            let cron = cron(json!({"successfulJobsHistoryLimit": successful, "failedJobsHistoryLimit": failed}), json!({}));
+            let cron = cron(
+                json!({"successfulJobsHistoryLimit": successful, "failedJobsHistoryLimit": failed}),
+                json!({}),
+            );
             let names: Vec<_> = obsolete(&cron.spec, &jobs).into_iter().map(name).collect();
             assert_eq!(names, expected);
         }
@@ -251,7 +277,7 @@ mod tests {
     fn jobs() {
         let cron = cron(json!({"timeZone": "Europe/Berlin"}), json!({}));
         let made = job(&cron, &cron.spec, time("12:00:00"));
-        assert_eq!(name(&made), "tick-29920080");
+        assert_eq!(name(&made), "tick-29919600");
         assert_eq!(made.metadata.annotations.unwrap()[SCHEDULED_AT], "2026-11-20T13:00:00+01:00");
         assert_eq!(made.metadata.labels.unwrap()["a"], "b");
         let utc = super::tests::cron(json!({}), json!({}));

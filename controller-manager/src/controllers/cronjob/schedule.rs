@@ -28,7 +28,8 @@ impl Schedule {
     /// The text is no schedule.
     pub fn parse(text: &str, zone: TimeZone) -> Result<Self, String> {
         if let Some(every) = text.strip_prefix("@every ") {
-            let period: SignedDuration = every.trim().parse().map_err(|error: jiff::Error| error.to_string())?;
+            let period: SignedDuration =
+                every.trim().parse().map_err(|error: jiff::Error| error.to_string())?;
             let seconds = SignedDuration::from_secs(period.as_secs().max(1));
             return Ok(Self::Every(seconds));
         }
@@ -81,7 +82,8 @@ impl Schedule {
             return Due::At { time: first, many_missed: false };
         };
         // An estimate, as upstream's: gaps need not be the same.
-        let missed = times::between(first, now).as_secs() / times::between(first, second).as_secs().max(1) + 1;
+        let missed =
+            times::between(first, now).as_secs() / times::between(first, second).as_secs().max(1) + 1;
         Due::At { time: self.last(first, now), many_missed: missed > MANY }
     }
 }
@@ -119,7 +121,8 @@ mod tests {
     fn what_is_due() {
         #[track_caller]
         fn check(text: &str, earliest: &str, now: &str, expected: Option<(&str, bool)>) {
-            let expected = expected.map_or(Due::Nothing, |(at, many_missed)| Due::At { time: time(at), many_missed });
+            let expected =
+                expected.map_or(Due::Nothing, |(at, many_missed)| Due::At { time: time(at), many_missed });
             assert_eq!(schedule(text, "UTC").due(time(earliest), time(now)), expected);
         }
         check("0 * * * *", "11-20T12:00:00", "11-20T12:59:59", None);

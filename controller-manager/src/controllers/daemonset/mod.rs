@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::plan::{Changes, Daemon};
-use super::history::{self, Parent, REVISION_HASH};
+use super::history::{self, Parent, REVISION_HASH, Revisions};
 use super::replicaset::observe_pods;
 use crate::claim::Claimant;
 use crate::context::Context;
@@ -97,7 +97,9 @@ pub async fn run(context: Context) {
     let (sets, to_queue) = (controller.sets.clone(), queue.clone());
     controller.nodes.subscribe(move |event| {
         let relevant = match event {
-            Event::Applied { old: Some(old), new } => old.labels() != new.labels() || old.taints != new.taints,
+            Event::Applied { old: Some(old), new } => {
+                old.labels() != new.labels() || old.taints != new.taints
+            }
             Event::Applied { old: None, .. } | Event::Deleted(_) => true,
             Event::Synced => false,
         };
@@ -144,7 +146,8 @@ impl DaemonSets {
         let claimant = Claimant { api_version: "apps/v1", kind: "DaemonSet", meta, selector: &selector };
         let mut observed = self.revisions.indexed(BY_CONTROLLER, meta.uid.as_str());
         observed.extend(self.revisions.indexed(ORPHANS, meta.namespace.as_str()));
-        let owned = claimant.claim::<DaemonSet, ControllerRevision, _>(&self.client, observed, |_| true).await?;
+        let owned =
+            claimant.claim::<DaemonSet, ControllerRevision, _>(&self.client, observed, |_| true).await?;
         let parent = Parent {
             client: &self.client,
             api_version: "apps/v1",
@@ -155,14 +158,11 @@ impl DaemonSets {
             template: &spec.template,
             collisions: set.status.as_ref().and_then(|status| status.collision_count),
         };
-        let (current, others) = match parent.reconcile(&owned).await? {
-            history::Outcome::Known { current, others } => (current, others),
-            history::Outcome::Collision => {
-                let mut status = set.status.clone().unwrap_or_default();
-                status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
-                self.write(&key, set, status).await?;
-                return Ok(None);
-            }
+        let Some(Revisions { current, others }) = parent.reconcile(&owned).await? else {
+            let mut status = set.status.clone().unwrap_or_default();
+            status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+            self.write(&key, set, status).await?;
+            return Ok(None);
         };
         let hash = label(&current).to_owned();
         let mut observed = self.pods.indexed(BY_CONTROLLER, meta.uid.as_str());
@@ -174,7 +174,8 @@ impl DaemonSets {
         plan::tolerate(&mut pod_spec);
         let nodes = self.nodes.list();
         let now = Timestamp::now();
-        let daemon = Daemon { set: &set, spec: &spec, pod_spec, nodes: &nodes, pods: &pods, hash: &hash, now };
+        let daemon =
+            Daemon { set: &set, spec: &spec, pod_spec, nodes: &nodes, pods: &pods, hash: &hash, now };
         let (mut again, mut failure) = (None, None);
         if satisfied {
             again = self.backoff_left(meta, &pods);
@@ -183,10 +184,15 @@ impl DaemonSets {
             if failure.is_none() && daemon.is_rolling() && self.expectations.satisfied(&key) {
                 failure = self.execute(&key, meta, &daemon, daemon.roll()).await.err();
             }
-            let live: HashSet<&str> =
-                pods.iter().filter_map(|pod| pod.meta.labels.get(REVISION_HASH)).map(String::as_str).collect();
+            let live: HashSet<&str> = pods
+                .iter()
+                .filter_map(|pod| pod.meta.labels.get(REVISION_HASH))
+                .map(String::as_str)
+                .collect();
             let excess = others.len().saturating_sub(history::limit(spec.revision_history_limit));
-            parent.remove(&history::obsolete(&others, excess, |revision| live.contains(label(revision)))).await?;
+            parent
+                .remove(&history::obsolete(&others, excess, |revision| live.contains(label(revision))))
+                .await?;
         }
         let (status, available) = daemon.status();
         if !plan::same(set.status.as_ref().unwrap_or(&DaemonSetStatus::default()), &status) {
@@ -201,7 +207,8 @@ impl DaemonSets {
 
     async fn write(&self, key: &ObjectKey, set: DaemonSet, status: DaemonSetStatus) -> Result<(), SyncError> {
         let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), &key.namespace);
-        api.replace_status(&key.name, &PostParams::default(), &DaemonSet { status: Some(status), ..set }).await?;
+        api.replace_status(&key.name, &PostParams::default(), &DaemonSet { status: Some(status), ..set })
+            .await?;
         Ok(())
     }
 

@@ -43,6 +43,9 @@ pub struct Changes {
     pub delete: Vec<Removal>,
 }
 
+/// The new and the old pod of a node.
+type Pair<'a> = (Option<&'a Arc<PodInfo>>, Option<&'a Arc<PodInfo>>);
+
 /// What is observed of one DaemonSet.
 pub struct Daemon<'a> {
     pub set: &'a DaemonSet,
@@ -251,10 +254,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// The one new and the one old pod of a node; `None` if there are more.
-    fn pair(
-        &self,
-        pods: &[&'a Arc<PodInfo>],
-    ) -> Option<(Option<&'a Arc<PodInfo>>, Option<&'a Arc<PodInfo>>)> {
+    fn pair(&self, pods: &[&'a Arc<PodInfo>]) -> Option<Pair<'a>> {
         let (mut new, mut old) = (None, None);
         for pod in pods.iter().filter(|pod| !pod.meta.deleting) {
             let place = if self.is_updated(pod) { &mut new } else { &mut old };

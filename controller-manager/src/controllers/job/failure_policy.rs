@@ -1,8 +1,8 @@
 //! What a Job's pod failure policy says of a pod that failed. Pure.
 
 use k8s_openapi::api::batch::v1::{
-    PodFailurePolicyOnExitCodesRequirement as OnExitCodes, PodFailurePolicyOnPodConditionsPattern as OnPodCondition,
-    PodFailurePolicyRule, JobSpec,
+    JobSpec, PodFailurePolicyOnExitCodesRequirement as OnExitCodes,
+    PodFailurePolicyOnPodConditionsPattern as OnPodCondition, PodFailurePolicyRule,
 };
 
 use crate::pod::{Exit, PodInfo};
@@ -69,10 +69,9 @@ mod tests {
     fn rules() {
         #[track_caller]
         fn check(rules: Value, expected: Consequence) {
-            let spec: JobSpec = serde_json::from_value(
-                json!({"template": {}, "podFailurePolicy": {"rules": rules}}),
-            )
-            .unwrap();
+            let spec: JobSpec =
+                serde_json::from_value(json!({"template": {}, "podFailurePolicy": {"rules": rules}}))
+                    .unwrap();
             let meta = Meta { namespace: "ns".into(), name: "p".into(), ..Meta::default() };
             let exit = |container: &str, code| Exit { container: container.into(), code, init: false };
             let pod = PodInfo {
@@ -83,17 +82,19 @@ mod tests {
             };
             assert_eq!(consequence(&spec, &pod), expected);
         }
-        let codes = |action: &str, operator: &str, values: &[i32], container: Option<&str>| {
-            json!({"action": action, "onExitCodes": {"operator": operator, "values": values, "containerName": container}})
-        };
-        let disruption = json!({"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]});
+        let codes = |action: &str, operator: &str, values: &[i32], container: Option<&str>| json!({"action": action, "onExitCodes": {"operator": operator, "values": values, "containerName": container}});
+        let disruption =
+            json!({"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]});
         check(json!([]), Consequence::Counts);
         check(json!([codes("FailIndex", "In", &[42], None)]), Consequence::FailsIndex);
         check(json!([codes("FailIndex", "In", &[42], Some("side"))]), Consequence::Counts);
         check(json!([codes("FailIndex", "NotIn", &[42], None)]), Consequence::Counts);
         check(json!([codes("FailIndex", "NotIn", &[1], Some("main"))]), Consequence::FailsIndex);
         check(json!([codes("Ignore", "In", &[7], None), disruption]), Consequence::Ignored);
-        check(json!([codes("Count", "In", &[42], None), codes("Ignore", "In", &[42], None)]), Consequence::Counts);
+        check(
+            json!([codes("Count", "In", &[42], None), codes("Ignore", "In", &[42], None)]),
+            Consequence::Counts,
+        );
         let message = "Container main for pod ns/p failed with exit code 42 matching FailJob rule at index 0";
         check(json!([codes("FailJob", "In", &[1, 42], None)]), Consequence::FailsJob(message.into()));
         let message = "Pod ns/p has condition DisruptionTarget matching FailJob rule at index 1";

@@ -152,9 +152,8 @@ impl Jobs {
         observed.extend(self.pods.indexed(ORPHANS, meta.namespace.as_str()));
         let claimant = Claimant { api_version: "batch/v1", kind: "Job", meta, selector: &selector };
         // A pod without the finalizer cannot be counted, so an orphan that has none is left alone.
-        let mut pods = claimant
-            .claim::<Job, Pod, _>(&self.client, observed, |pod: &PodInfo| pod.job_tracked)
-            .await?;
+        let mut pods =
+            claimant.claim::<Job, Pod, _>(&self.client, observed, |pod: &PodInfo| pod.job_tracked).await?;
         pods.sort_by_key(|pod| pod.completion_index);
         let (failures, released) = {
             let mut memories = self.memories.lock();
@@ -190,7 +189,8 @@ impl Jobs {
         if let Some(error) = failure {
             return Err(error.into());
         }
-        let left = |at| Duration::try_from(times::between(now, at)).unwrap_or_default() + Duration::from_millis(1);
+        let left =
+            |at| Duration::try_from(times::between(now, at)).unwrap_or_default() + Duration::from_millis(1);
         Ok(decision.again.map(left))
     }
 
@@ -254,7 +254,10 @@ impl Jobs {
         // Before asking: the watch may be faster than the answer.
         remember(true);
         let result = self.strip(pod).await;
-        let gone = self.pods.get(&pod.meta.namespace, &pod.meta.name).is_none_or(|seen| seen.meta.uid != pod.meta.uid);
+        let gone = self
+            .pods
+            .get(&pod.meta.namespace, &pod.meta.name)
+            .is_none_or(|seen| seen.meta.uid != pod.meta.uid);
         if result.is_err() || gone {
             remember(false);
         }
@@ -334,7 +337,9 @@ impl Jobs {
             // The cache of Jobs may be behind that of pods.
             let api: Api<Job> = Api::namespaced(self.client.clone(), &job.namespace);
             match api.get_metadata(&job.name).await {
-                Ok(live) if live.metadata.uid.as_deref().is_some_and(|uid| pod.meta.is_controlled_by(uid)) => {
+                Ok(live)
+                    if live.metadata.uid.as_deref().is_some_and(|uid| pod.meta.is_controlled_by(uid)) =>
+                {
                     return Ok(None);
                 }
                 Err(error) if !is_code(&error, 404) => return Err(error.into()),
@@ -407,8 +412,14 @@ mod tests {
         assert_eq!((info.completion_index, info.index_failures, &*info.hostname), (Some(3), (2, 0), "j-3"));
         let spec = made.spec.unwrap();
         let env = |number: usize| spec.containers[number].env.clone().unwrap_or_default();
-        assert!(env(0)[0].value_from.is_some() && env(1).len() == 1 && env(1)[0].value.as_deref() == Some("own"));
-        let plain = pod(&meta, &serde_json::from_value(json!({"template": {}})).unwrap(), Creation { index: None, failures: None });
+        assert!(
+            env(0)[0].value_from.is_some() && env(1).len() == 1 && env(1)[0].value.as_deref() == Some("own")
+        );
+        let plain = pod(
+            &meta,
+            &serde_json::from_value(json!({"template": {}})).unwrap(),
+            Creation { index: None, failures: None },
+        );
         assert_eq!(plain.metadata.generate_name.as_deref(), Some("j-"));
         assert!(PodInfo::of(&plain).job_tracked);
     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use keelson_objects::times;
 
 use super::failure_policy::{Consequence, consequence};
@@ -18,13 +18,14 @@ use super::indexes::Indexes;
 use crate::pod::{Phase, PodInfo, choose_to_delete};
 use crate::pod_control::BURST;
 
+mod counting;
+
+pub use counting::{Settled, conclude};
+
 const COMPLETE: &str = "Complete";
 const FAILED: &str = "Failed";
-const SUSPENDED: &str = "Suspended";
 const SUCCESS_CRITERIA_MET: &str = "SuccessCriteriaMet";
 const FAILURE_TARGET: &str = "FailureTarget";
-/// The most uids that one status may hold.
-const MOST_UNCOUNTED: usize = 500;
 const BACKOFF_FIRST: i64 = 10;
 const BACKOFF_MOST: i64 = 600;
 
@@ -99,20 +100,6 @@ pub struct Done {
     pub ready: i32,
 }
 
-pub struct Settled {
-    pub status: JobStatus,
-    /// The status must be written before finalizers are removed.
-    pub must_write: bool,
-    /// The status says something new.
-    pub changed: bool,
-    pub release: Vec<Arc<PodInfo>>,
-    pub verdict: Option<Verdict>,
-    /// `Suspended` or `Resumed`.
-    pub event: Option<(&'static str, &'static str)>,
-    /// There was room for all uids.
-    pub all: bool,
-}
-
 fn condition<'a>(status: &'a JobStatus, kind: &str) -> Option<&'a JobCondition> {
     status.conditions.iter().flatten().find(|condition| condition.type_ == kind && condition.status == "True")
 }
@@ -124,38 +111,8 @@ pub fn finished(job: &Job) -> Option<&'static str> {
     [COMPLETE, FAILED].into_iter().find(|kind| condition(status, kind).is_some())
 }
 
-/// Whether the condition changed. One that is absent is false already.
-fn set_condition(status: &mut JobStatus, kind: &str, value: bool, reason: &str, message: &str, now: Timestamp) -> bool {
-    let text = if value { "True" } else { "False" };
-    let conditions = status.conditions.get_or_insert_default();
-    let place = conditions.iter().position(|condition| condition.type_ == kind);
-    if place.map_or(!value, |place| conditions[place].status == text) {
-        if conditions.is_empty() {
-            status.conditions = None;
-        }
-        return false;
-    }
-    let new = JobCondition {
-        type_: kind.to_owned(),
-        status: text.to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        last_probe_time: Some(times::api_time(now)),
-        last_transition_time: Some(times::api_time(now)),
-    };
-    match place {
-        Some(place) => conditions[place] = new,
-        None => conditions.push(new),
-    }
-    true
-}
-
 fn counted(of: impl Iterator) -> i32 {
     i32::try_from(of.count()).unwrap_or(i32::MAX)
-}
-
-fn nonzero(count: i32) -> Option<i32> {
-    Some(count).filter(|count| *count != 0)
 }
 
 fn uids(list: Option<&Vec<String>>) -> HashSet<&str> {
@@ -199,7 +156,8 @@ impl<'a> Observed<'a> {
 
     /// Pods that are being deleted are replaced once they have ended.
     fn waits_for_the_end(&self) -> bool {
-        self.spec.pod_replacement_policy.as_deref() == Some("Failed") || self.spec.pod_failure_policy.is_some()
+        self.spec.pod_replacement_policy.as_deref() == Some("Failed")
+            || self.spec.pod_failure_policy.is_some()
     }
 
     fn has_failed(&self, pod: &PodInfo) -> bool {
@@ -217,7 +175,9 @@ impl<'a> Observed<'a> {
 
     /// Pods that are not counted yet and may be.
     fn countable(&self) -> impl Iterator<Item = &'a Arc<PodInfo>> {
-        self.pods.iter().filter(|pod| self.is_tracked(pod) && (!self.is_indexed() || self.index(pod).is_some()))
+        self.pods
+            .iter()
+            .filter(|pod| self.is_tracked(pod) && (!self.is_indexed() || self.index(pod).is_some()))
     }
 
     fn active(&self) -> Vec<&'a Arc<PodInfo>> {
@@ -228,12 +188,13 @@ impl<'a> Observed<'a> {
         self.pods.iter().filter(|pod| pod.meta.deleting && !pod.is_terminal())
     }
 
-    /// Names of pods that are counted by uid, and of those that are newly seen to have ended.
+    /// What to do with the pods, and whether the Job is over.
     #[must_use]
     pub fn decide(&self) -> Decision {
         let status = self.status();
         let uncounted = status.uncounted_terminated_pods.clone().unwrap_or_default();
-        let (counted_succeeded, counted_failed) = (uids(uncounted.succeeded.as_ref()), uids(uncounted.failed.as_ref()));
+        let (counted_succeeded, counted_failed) =
+            (uids(uncounted.succeeded.as_ref()), uids(uncounted.failed.as_ref()));
         let new = |known: &HashSet<&str>, is: &dyn Fn(&PodInfo) -> bool| -> Vec<&Arc<PodInfo>> {
             self.countable().filter(|pod| is(pod) && !known.contains(pod.meta.uid.as_str())).collect()
         };
@@ -259,7 +220,8 @@ impl<'a> Observed<'a> {
         decision.verdict = self.verdict(&status, failed, decision.started, &mut decision.again);
         if self.is_indexed() {
             let completions = self.completions().unwrap_or(0);
-            decision.completed = Indexes::parse(status.completed_indexes.as_deref().unwrap_or_default(), completions);
+            decision.completed =
+                Indexes::parse(status.completed_indexes.as_deref().unwrap_or_default(), completions);
             let ended = self.countable().filter(|pod| pod.phase == Phase::Succeeded);
             decision.completed.extend(ended.filter_map(|pod| self.index(pod)));
             succeeded = decision.completed.len();
@@ -312,7 +274,11 @@ impl<'a> Observed<'a> {
         }
         let limit = self.spec.backoff_limit.unwrap_or(6);
         if failed > limit || self.restarts_exceed(limit) {
-            return Some(verdict(false, "BackoffLimitExceeded", "Job has reached the specified backoff limit"));
+            return Some(verdict(
+                false,
+                "BackoffLimitExceeded",
+                "Job has reached the specified backoff limit",
+            ));
         }
         let deadline = self.spec.active_deadline_seconds.filter(|_| !self.is_suspended());
         if let (Some(seconds), Some(started)) = (deadline, started) {
@@ -380,7 +346,10 @@ impl<'a> Observed<'a> {
     fn success_policy(&self, completed: &Indexes) -> Option<Verdict> {
         let rules = self.spec.success_policy.iter().flat_map(|policy| &policy.rules);
         for (number, rule) in rules.enumerate() {
-            let all = rule.succeeded_indexes.as_ref().map(|text| Indexes::parse(text, self.completions().unwrap_or(0)));
+            let all = rule
+                .succeeded_indexes
+                .as_ref()
+                .map(|text| Indexes::parse(text, self.completions().unwrap_or(0)));
             let of = match &all {
                 None => completed.len(),
                 Some(all) => counted(all.iter().filter(|index| completed.contains(*index))),
@@ -443,7 +412,9 @@ impl<'a> Observed<'a> {
             for (index, pods) in by_index {
                 let surplus = pods.len() - usize::from(index.is_some());
                 let gone = choose_to_delete(pods.clone(), surplus, &nobody, self.now);
-                left.extend(pods.into_iter().filter(|pod| !gone.iter().any(|other| other.meta.uid == pod.meta.uid)));
+                left.extend(
+                    pods.into_iter().filter(|pod| !gone.iter().any(|other| other.meta.uid == pod.meta.uid)),
+                );
                 remove.extend(gone.into_iter().take(surplus));
             }
         }
@@ -455,7 +426,12 @@ impl<'a> Observed<'a> {
         remove
     }
 
-    fn pending_indexes(&self, decision: &mut Decision, active: &[&Arc<PodInfo>], count: usize) -> Vec<Creation> {
+    fn pending_indexes(
+        &self,
+        decision: &mut Decision,
+        active: &[&Arc<PodInfo>],
+        count: usize,
+    ) -> Vec<Creation> {
         let mut taken: HashSet<i32> = active.iter().filter_map(|pod| self.index(pod)).collect();
         if self.waits_for_the_end() {
             taken.extend(self.terminating().filter_map(|pod| self.index(pod)));
@@ -466,7 +442,10 @@ impl<'a> Observed<'a> {
         });
         let pending: Vec<i32> = pending.take(count).collect();
         if self.spec.backoff_limit_per_index.is_none() {
-            return pending.into_iter().map(|index| Creation { index: Some(index), failures: None }).collect();
+            return pending
+                .into_iter()
+                .map(|index| Creation { index: Some(index), failures: None })
+                .collect();
         }
         let last = self.last_failed(&decision.completed, &failed);
         let mut ready = Vec::new();
@@ -491,170 +470,6 @@ impl<'a> Observed<'a> {
         }
         ready
     }
-
-    /// What to write now that the action was taken, and which pods may then lose their finalizer.
-    #[must_use]
-    pub fn settle(&self, decision: &Decision, done: Done) -> Settled {
-        let mut status = self.status();
-        let active = self.active();
-        let now_active = counted(active.iter()) + done.created - done.deleted;
-        let mut verdict = decision.verdict.clone();
-        let mut event = None;
-        if status.start_time.is_none() {
-            status.start_time = decision.started.map(times::api_time);
-        }
-        if verdict.is_some() {
-            if now_active != 0 || !self.satisfied {
-                // Pods may remain that nobody has seen.
-                verdict = None;
-            }
-        } else if match self.completions() {
-            None => decision.succeeded > 0 && now_active == 0,
-            Some(completions) => decision.succeeded >= completions && now_active == 0,
-        } {
-            verdict = Some(self::verdict(true, "CompletionsReached", "Reached expected number of succeeded pods"));
-        } else if decision.managed {
-            let (reason, message) =
-                if self.is_suspended() { ("JobSuspended", "Job suspended") } else { ("JobResumed", "Job resumed") };
-            if set_condition(&mut status, SUSPENDED, self.is_suspended(), reason, message, self.now) {
-                event = Some((if self.is_suspended() { "Suspended" } else { "Resumed" }, message));
-                if !self.is_suspended() {
-                    status.start_time = Some(times::api_time(self.now));
-                }
-            }
-        }
-        status.active = nonzero(now_active);
-        status.ready = Some(counted(active.iter().filter(|pod| pod.is_ready())) - done.ready);
-        status.terminating = Some(counted(self.terminating()) + done.deleted);
-        let before = (status.uncounted_terminated_pods.clone(), status.completed_indexes.clone());
-        let failed_before = status.failed_indexes.clone();
-        self.clean(&mut status);
-        let (release, all) = self.count(decision, verdict.as_ref(), &mut status);
-        let mut must_write = before != (status.uncounted_terminated_pods.clone(), status.completed_indexes.clone())
-            || failed_before != status.failed_indexes;
-        if let Some(verdict) = &verdict {
-            let kind = if verdict.succeeded { SUCCESS_CRITERIA_MET } else { FAILURE_TARGET };
-            must_write |= set_condition(&mut status, kind, true, &verdict.reason, &verdict.message, self.now);
-        }
-        let changed = must_write || !same(&status, &self.status());
-        Settled { status, must_write, changed, release, verdict, event, all }
-    }
-
-    fn clean(&self, status: &mut JobStatus) {
-        let tracked: HashSet<&str> =
-            self.pods.iter().filter(|pod| self.is_tracked(pod)).map(|pod| pod.meta.uid.as_str()).collect();
-        count_released(status, &tracked);
-    }
-
-    /// Notes the uids of pods that have ended; whether all found room.
-    fn count(&self, decision: &Decision, verdict: Option<&Verdict>, status: &mut JobStatus) -> (Vec<Arc<PodInfo>>, bool) {
-        let failing = verdict.is_some_and(|verdict| !verdict.succeeded);
-        let completions = self.completions().unwrap_or(0);
-        let known = Indexes::parse(status.completed_indexes.as_deref().unwrap_or_default(), completions);
-        let mut completed = Vec::new();
-        let uncounted = status.uncounted_terminated_pods.get_or_insert_default();
-        let mut succeeded = uncounted.succeeded.take().unwrap_or_default();
-        let mut failed = uncounted.failed.take().unwrap_or_default();
-        let seen: HashSet<String> = succeeded.iter().chain(&failed).cloned().collect();
-        let mut release = Vec::new();
-        let mut all = true;
-        for pod in self.pods.iter().filter(|pod| self.is_tracked(pod)) {
-            let lost = self.has_failed(pod);
-            let ended = lost || pod.phase == Phase::Succeeded;
-            if !(ended || self.is_deleting() || verdict.is_some()) {
-                continue;
-            }
-            if verdict.is_none() && !self.is_deleting() && decision.kept.contains(&pod.meta.uid) {
-                continue;
-            }
-            release.push(pod.clone());
-            let index = self.index(pod);
-            let counts = !seen.contains(&pod.meta.uid) && (!self.is_indexed() || index.is_some());
-            if pod.phase == Phase::Succeeded {
-                match index.filter(|_| self.is_indexed()) {
-                    Some(index) if !known.contains(index) => completed.push(index),
-                    None if counts && !self.is_indexed() => succeeded.push(pod.meta.uid.clone()),
-                    _ => {}
-                }
-            } else if (lost || failing) && counts && consequence(self.spec, pod) != Consequence::Ignored {
-                failed.push(pod.meta.uid.clone());
-            }
-            if completed.len() + succeeded.len() + failed.len() >= MOST_UNCOUNTED {
-                all = false;
-                break;
-            }
-        }
-        let filled = |list: Vec<String>| Some(list).filter(|list| !list.is_empty());
-        status.uncounted_terminated_pods =
-            Some(UncountedTerminatedPods { succeeded: filled(succeeded), failed: filled(failed) });
-        if self.is_indexed() {
-            let mut known = known;
-            known.extend(completed);
-            status.succeeded = nonzero(known.len());
-            status.completed_indexes = Some(known.to_string()).filter(|text| !text.is_empty());
-            status.failed_indexes = decision.failed_indexes.as_ref().map(ToString::to_string);
-        }
-        (release, all)
-    }
-}
-
-/// Turns uids of pods that have no finalizer any more into numbers. Whether there were any.
-pub fn count_released<S: std::borrow::Borrow<str> + Eq + std::hash::Hash>(
-    status: &mut JobStatus,
-    tracked: &HashSet<S>,
-) -> bool {
-    let Some(uncounted) = &mut status.uncounted_terminated_pods else { return false };
-    let take = |list: &mut Option<Vec<String>>, total: &mut Option<i32>| {
-        let Some(uids) = list else { return false };
-        let before = uids.len();
-        uids.retain(|uid| tracked.contains(uid.as_str()));
-        let gone = before - uids.len();
-        if uids.is_empty() {
-            *list = None;
-        }
-        if gone > 0 {
-            *total = Some(total.unwrap_or(0) + i32::try_from(gone).unwrap_or(i32::MAX));
-        }
-        gone > 0
-    };
-    let succeeded = take(&mut uncounted.succeeded, &mut status.succeeded);
-    take(&mut uncounted.failed, &mut status.failed) || succeeded
-}
-
-/// After finalizers were removed: the numbers, and the end, if nothing is left to wait for. `tracked` are the uids of
-/// pods that have their finalizer still. Gives the event of the end.
-pub fn conclude(
-    status: &mut JobStatus,
-    tracked: &HashSet<String>,
-    verdict: Option<&Verdict>,
-    now: Timestamp,
-) -> (bool, bool) {
-    let changed = count_released(status, tracked);
-    let Some(verdict) = verdict else { return (changed, false) };
-    let uncounted = status.uncounted_terminated_pods.as_ref();
-    let waits = uncounted.is_some_and(|uncounted| uncounted.succeeded.is_some() || uncounted.failed.is_some());
-    if waits || status.terminating.unwrap_or(0) > 0 {
-        return (changed, false);
-    }
-    let kind = if verdict.succeeded { COMPLETE } else { FAILED };
-    set_condition(status, kind, true, &verdict.reason, &verdict.message, now);
-    if verdict.succeeded {
-        status.completion_time = Some(times::api_time(now));
-    }
-    (true, true)
-}
-
-/// Whether two statuses say the same: a count that is left out is zero.
-fn same(a: &JobStatus, b: &JobStatus) -> bool {
-    let counts = |s: &JobStatus| [s.active, s.succeeded, s.failed].map(|count| count.unwrap_or(0));
-    let rest = |s: &JobStatus| {
-        let mut s = s.clone();
-        (s.active, s.succeeded, s.failed) = (None, None, None);
-        s.conditions = s.conditions.filter(|conditions| !conditions.is_empty());
-        s.uncounted_terminated_pods.get_or_insert_default();
-        s
-    };
-    counts(a) == counts(b) && rest(a) == rest(b)
 }
 
 #[cfg(test)]

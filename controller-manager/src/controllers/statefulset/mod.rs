@@ -18,7 +18,7 @@ use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, P
 use serde_json::json;
 
 use self::plan::{Action, ClaimOwner, Observed};
-use super::history::{self, Parent, REVISION_HASH};
+use super::history::{self, Parent, REVISION_HASH, Revisions};
 use crate::claim::Claimant;
 use crate::context::Context;
 use crate::meta::{BY_CONTROLLER, Compact, Meta, ORPHANS, ObjectKey};
@@ -93,7 +93,8 @@ impl StatefulSets {
         let claimant = Claimant { api_version: "apps/v1", kind: "StatefulSet", meta, selector: &selector };
         let mut observed = self.revisions.indexed(BY_CONTROLLER, meta.uid.as_str());
         observed.extend(self.revisions.indexed(ORPHANS, meta.namespace.as_str()));
-        let owned = claimant.claim::<StatefulSet, ControllerRevision, _>(&self.client, observed, |_| true).await?;
+        let owned =
+            claimant.claim::<StatefulSet, ControllerRevision, _>(&self.client, observed, |_| true).await?;
         let mut observed = self.pods.indexed(BY_CONTROLLER, meta.uid.as_str());
         observed.extend(self.pods.indexed(ORPHANS, meta.namespace.as_str()));
         let member = |pod: &PodInfo| plan::ordinal(&meta.name, &pod.meta.name).is_some();
@@ -109,19 +110,18 @@ impl StatefulSets {
             template: &spec.template,
             collisions: set.status.as_ref().and_then(|status| status.collision_count),
         };
-        let (update, others) = match parent.reconcile(&owned).await? {
-            history::Outcome::Known { current, others } => (current, others),
-            history::Outcome::Collision => {
-                let mut status = set.status.clone().unwrap_or_default();
-                status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
-                self.write(&key, set, status).await?;
-                return Ok(None);
-            }
+        let Some(Revisions { current: update, others }) = parent.reconcile(&owned).await? else {
+            let mut status = set.status.clone().unwrap_or_default();
+            status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+            self.write(&key, set, status).await?;
+            return Ok(None);
         };
         let running = set.status.as_ref().and_then(|status| status.current_revision.as_deref());
-        let current = others.iter().find(|revision| Some(history::name(revision)) == running).unwrap_or(&update);
+        let current =
+            others.iter().find(|revision| Some(history::name(revision)) == running).unwrap_or(&update);
         let template = |revision| {
-            let invalid = || SyncError::Invalid(format!("revision {} has no template", history::name(revision)));
+            let invalid =
+                || SyncError::Invalid(format!("revision {} has no template", history::name(revision)));
             history::template_of(revision).ok_or_else(invalid)
         };
         let (current_template, update_template) = (template(current)?, template(&update)?);
@@ -176,7 +176,12 @@ impl StatefulSets {
         }
     }
 
-    async fn write(&self, key: &ObjectKey, set: StatefulSet, status: StatefulSetStatus) -> Result<(), SyncError> {
+    async fn write(
+        &self,
+        key: &ObjectKey,
+        set: StatefulSet,
+        status: StatefulSetStatus,
+    ) -> Result<(), SyncError> {
         let api: Api<StatefulSet> = Api::namespaced(self.client.clone(), &key.namespace);
         let updated = StatefulSet { status: Some(status), ..set };
         api.replace_status(&key.name, &PostParams::default(), &updated).await?;
@@ -207,7 +212,11 @@ impl Work<'_> {
                 recorder.event(&self.owner, Type::Normal, &format!("Successful{verb_reason}"), text);
             }
             Err(error) => {
-                let text = format!("{text} {what} in StatefulSet {} failed error: {}", self.meta.name, message(error));
+                let text = format!(
+                    "{text} {what} in StatefulSet {} failed error: {}",
+                    self.meta.name,
+                    message(error)
+                );
                 recorder.event(&self.owner, Type::Warning, &format!("Failed{verb_reason}"), text);
             }
         }
@@ -234,7 +243,8 @@ impl Work<'_> {
                 let labels = json!({plan::POD_NAME: pod.meta.name, plan::POD_INDEX: ordinal.to_string()});
                 let patch = json!({"metadata": {"uid": pod.meta.uid, "labels": labels}});
                 let params = PatchParams::default();
-                let result = self.pods().patch_metadata(&pod.meta.name, &params, &Patch::Strategic(patch)).await;
+                let result =
+                    self.pods().patch_metadata(&pod.meta.name, &params, &Patch::Strategic(patch)).await;
                 self.tell("update", &format!("Pod {}", pod.meta.name), &result);
                 result?;
                 Ok(())
@@ -251,7 +261,9 @@ impl Work<'_> {
             // The cache is behind: the name is taken.
             Err(error) if is_code(error, 409) => {}
             Err(error) if is_namespace_terminating(error) => return Ok(()),
-            result => self.tell("create", &format!("Pod {}", plan::pod_name(&self.meta.name, ordinal)), result),
+            result => {
+                self.tell("create", &format!("Pod {}", plan::pod_name(&self.meta.name, ordinal)), result)
+            }
         }
         result?;
         Ok(())
@@ -298,7 +310,10 @@ impl Work<'_> {
             let wanted = self.owner_of(ordinal, Some(pod));
             let known = claim.controller.as_ref();
             let ours = known.is_none_or(|owner| matches!(&*owner.kind, "StatefulSet" | "Pod"));
-            if claim.deleting || !ours || known.map(|owner| &*owner.uid) == wanted.as_ref().map(|owner| &*owner.uid) {
+            if claim.deleting
+                || !ours
+                || known.map(|owner| &*owner.uid) == wanted.as_ref().map(|owner| &*owner.uid)
+            {
                 continue;
             }
             let mut live = match self.claims().get(&name).await {

@@ -33,7 +33,10 @@ pub struct Observed<'a> {
 
 #[derive(Debug, Clone)]
 pub enum Action {
-    Create { ordinal: i32, updated: bool },
+    Create {
+        ordinal: i32,
+        updated: bool,
+    },
     /// It has ended and stands in the way of its successor.
     Recreate(Arc<PodInfo>),
     /// The set became smaller.
@@ -104,7 +107,8 @@ impl Observed<'_> {
     }
 
     fn max_unavailable(&self) -> usize {
-        let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
+        let rolling =
+            self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
         let value = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
         let number = value.map_or(1, |value| scaled_value(value, self.replicas(), Round::Up).unwrap_or(1));
         usize::try_from(number).unwrap_or(1).max(1)
@@ -180,7 +184,8 @@ impl Observed<'_> {
                 continue;
             }
             // Of several that are unhealthy the lowest goes first, the others wait for it to heal or go.
-            let lower_is_unhealthy = condemned[position + 1..].iter().any(|(_, lower)| !self.is_available(lower));
+            let lower_is_unhealthy =
+                condemned[position + 1..].iter().any(|(_, lower)| !self.is_available(lower));
             if self.is_ordered() && !self.is_available(pod) && lower_is_unhealthy {
                 return actions;
             }
@@ -256,7 +261,10 @@ impl Observed<'_> {
                 Action::Identify(_) => {}
             }
         }
-        if self.is_rolling() && actions.is_empty() && [updated, ready, status.replicas] == [self.replicas(); 3] {
+        if self.is_rolling()
+            && actions.is_empty()
+            && [updated, ready, status.replicas] == [self.replicas(); 3]
+        {
             current = updated;
             status.current_revision.clone_from(&status.update_revision);
         }
@@ -275,7 +283,13 @@ fn has_identity(pod: &PodInfo, ordinal: i32) -> bool {
 
 /// The pod of an ordinal, of the template of the revision that is named.
 #[must_use]
-pub fn pod(meta: &Meta, spec: &StatefulSetSpec, template: &PodTemplateSpec, revision: &str, ordinal: i32) -> Pod {
+pub fn pod(
+    meta: &Meta,
+    spec: &StatefulSetSpec,
+    template: &PodTemplateSpec,
+    revision: &str,
+    ordinal: i32,
+) -> Pod {
     let owner = owners::new_controller_ref("apps/v1", "StatefulSet", &meta.name, &meta.uid);
     let mut pod = from_template(template, &meta.namespace, owner);
     let name = pod_name(&meta.name, ordinal);
@@ -334,7 +348,13 @@ pub fn claim_owner(spec: &StatefulSetSpec, condemned: bool) -> ClaimOwner {
 #[must_use]
 pub fn same(a: &StatefulSetStatus, b: &StatefulSetStatus) -> bool {
     let counts = |s: &StatefulSetStatus| {
-        let all = [s.ready_replicas, s.available_replicas, s.current_replicas, s.updated_replicas, s.collision_count];
+        let all = [
+            s.ready_replicas,
+            s.available_replicas,
+            s.current_replicas,
+            s.updated_replicas,
+            s.collision_count,
+        ];
         all.map(|count| count.unwrap_or(0))
     };
     a.replicas == b.replicas

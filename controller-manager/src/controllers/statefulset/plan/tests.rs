@@ -35,7 +35,15 @@ fn with<T>(spec: &Value, pods: &[&str], look: impl Fn(&Observed<'_>) -> T) -> T 
     let set = set(spec);
     let pods: Vec<_> = pods.iter().map(|text| pod_of(text)).collect();
     let spec = set.spec.as_ref().unwrap();
-    look(&Observed { name: "web", set: &set, spec, pods: &pods, current: "web-old", update: "web-new", now: now() })
+    look(&Observed {
+        name: "web",
+        set: &set,
+        spec,
+        pods: &pods,
+        current: "web-old",
+        update: "web-new",
+        now: now(),
+    })
 }
 
 fn text(action: &Action) -> String {
@@ -100,7 +108,8 @@ fn rolling() {
     check(&plain, &["0:or", "1:or"], "+2");
     check(&plain, &["0:or", "1:or", "2:"], "");
     check(&plain, &["0:or", "1:or", "2:r"], "~web-1");
-    let strategy = |rolling: Value| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": rolling}});
+    let strategy =
+        |rolling: Value| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": rolling}});
     check(&strategy(json!({"partition": 2})), &["0:or", "1:or", "2:or"], "~web-2");
     check(&strategy(json!({"partition": 2})), &["0:or", "1:or", "2:r"], "");
     check(&strategy(json!({"partition": 2})), &["0:or"], "+1old");
@@ -116,7 +125,12 @@ fn statuses() {
             let (status, _) = observed.status(&observed.plan(|_| false));
             let count = |value: Option<i32>| value.unwrap_or(0);
             (
-                [status.replicas, count(status.ready_replicas), count(status.current_replicas), count(status.updated_replicas)],
+                [
+                    status.replicas,
+                    count(status.ready_replicas),
+                    count(status.current_replicas),
+                    count(status.updated_replicas),
+                ],
                 status.current_revision.unwrap(),
             )
         })
@@ -131,7 +145,9 @@ fn statuses() {
 
 #[test]
 fn identities() {
-    for (name, expected) in [("web-0", Some(0)), ("web-12", Some(12)), ("web-01", None), ("web-a-1", None), ("we-1", None)] {
+    for (name, expected) in
+        [("web-0", Some(0)), ("web-12", Some(12)), ("web-01", None), ("web-a-1", None), ("we-1", None)]
+    {
         assert_eq!(ordinal("web", name), expected, "{name}");
     }
     let set = set(&json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}}],
