@@ -17,6 +17,9 @@ use crate::pod::PodInfo;
 /// The most pods that one look at an owner creates or deletes.
 pub const BURST: usize = 500;
 
+/// Requests for one owner that are under way at once: the API server's places are for everybody.
+const AT_ONCE: usize = 50;
+
 /// The API's own sentence, without what kube wraps around it.
 #[must_use]
 pub fn message(error: &kube::Error) -> String {
@@ -125,10 +128,10 @@ impl PodControl<'_> {
         while !rest.is_empty() {
             let (batch, later) = rest.split_at(size.min(rest.len()));
             let mut first = None;
-            for result in join_all(batch.iter().map(|pod| self.create(pod))).await {
-                if let Err(error) = result {
-                    self.expectations.created(self.key);
-                    if !is_namespace_terminating(&error) || later.is_empty() {
+            for part in batch.chunks(AT_ONCE) {
+                for result in join_all(part.iter().map(|pod| self.create(pod))).await {
+                    if let Err(error) = result {
+                        self.expectations.created(self.key);
                         first.get_or_insert(error);
                     }
                 }
@@ -172,6 +175,11 @@ impl PodControl<'_> {
     /// # Errors
     /// As [`Self::delete`].
     pub async fn delete_all(&self, pods: &[Arc<PodInfo>]) -> Result<(), kube::Error> {
-        join_all(pods.iter().map(|pod| self.delete(pod))).await.into_iter().collect()
+        let mut result = Ok(());
+        for part in pods.chunks(AT_ONCE) {
+            let results = join_all(part.iter().map(|pod| self.delete(pod))).await;
+            result = result.and(results.into_iter().collect());
+        }
+        result
     }
 }

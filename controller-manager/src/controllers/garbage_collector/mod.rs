@@ -89,6 +89,10 @@ impl Collector {
                 Err(error) => tracing::warn!("cannot discover resources: {}", message(&error)),
             }
             tokio::time::sleep(REDISCOVER).await;
+            let unsynced = self.unsynced();
+            if !unsynced.is_empty() {
+                tracing::warn!("nothing is collected before these can be watched: {}", unsynced.join(", "));
+            }
         }
     }
 
@@ -157,13 +161,18 @@ impl Collector {
         Some(resource.found.api(&self.client, &object.namespace))
     }
 
-    /// The first watch of each kind must be complete, or owners would be looked up one by one.
-    fn is_synced(&self) -> bool {
+    /// Resources whose first watch is not complete. Until all are, dependents may be unknown: what they wait for
+    /// must not be let go.
+    fn unsynced(&self) -> Vec<String> {
         let resources = self.resources.lock();
-        !resources.is_empty()
-            && resources
-                .iter()
-                .all(|resource| resource.cache.lock().as_ref().is_none_or(|cache| cache.has_synced()))
+        let waits = |resource: &&Arc<Resource>| {
+            resource.cache.lock().as_ref().is_some_and(|cache| !cache.has_synced())
+        };
+        resources.iter().filter(waits).map(|resource| resource.found.name()).collect()
+    }
+
+    fn is_synced(&self) -> bool {
+        !self.resources.lock().is_empty() && self.unsynced().is_empty()
     }
 
     async fn work(&self, item: &Item) -> Result<Option<Duration>, SyncError> {
