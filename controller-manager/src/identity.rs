@@ -124,3 +124,74 @@ impl Tokens {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer(code: u16, body: &serde_json::Value) -> Result<Response<Body>, std::convert::Infallible> {
+        let response = Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
+        Ok(response.unwrap())
+    }
+
+    /// Gives out tokens `t1`, `t2`, …; the account exists from the first attempt to create it on.
+    fn root(issued: Arc<AtomicUsize>) -> Client {
+        let exists = Arc::new(AtomicUsize::new(0));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let path = request.uri().path().to_owned();
+            let response = if !path.ends_with("/token") {
+                exists.store(1, Ordering::SeqCst);
+                answer(201, &json!({"metadata": {"name": "worker"}}))
+            } else if exists.load(Ordering::SeqCst) == 0 {
+                answer(
+                    404,
+                    &json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"}),
+                )
+            } else {
+                assert_eq!(path, "/api/v1/namespaces/kube-system/serviceaccounts/worker/token");
+                let number = issued.fetch_add(1, Ordering::SeqCst) + 1;
+                let expires = keelson_objects::times::plus_seconds(jiff::Timestamp::now(), 3600);
+                let status =
+                    json!({"token": format!("t{number}"), "expirationTimestamp": expires.to_string()});
+                answer(201, &json!({"metadata": {}, "spec": {"audiences": []}, "status": status}))
+            };
+            async move { response }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_are_asked_for_once_and_renewed() {
+        let issued = Arc::new(AtomicUsize::new(0));
+        // Refuses the first token once it is two.
+        let transport = tower::service_fn(|request: Request<Body>| {
+            let token = request.headers()[AUTHORIZATION].to_str().unwrap().to_owned();
+            let refused = request.uri().path().ends_with("/refuse") && token == "Bearer t2";
+            async move {
+                if refused {
+                    let text =
+                        json!({"kind": "Status", "status": "Failure", "code": 401, "reason": "Unauthorized"});
+                    return answer(401, &text);
+                }
+                answer(200, &json!({"metadata": {"name": token}}))
+            }
+        });
+        let transport = Client::new(transport, "default");
+        let client = Identities::ServiceAccounts { root: root(issued.clone()), transport }.client("worker");
+        let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+        let token = async |name: &str| maps.get(name).await.ok().and_then(|map| map.metadata.name);
+        let both = futures::future::join(token("a"), token("b")).await;
+        assert_eq!(both, (Some("Bearer t1".into()), Some("Bearer t1".into())));
+        tokio::time::advance(Duration::from_secs(2900)).await;
+        assert_eq!(token("a").await.as_deref(), Some("Bearer t2"));
+        // A token that is no longer accepted is not used again.
+        assert_eq!(token("refuse").await, None);
+        assert_eq!(token("a").await.as_deref(), Some("Bearer t3"));
+        assert_eq!(issued.load(Ordering::SeqCst), 3);
+    }
+}

@@ -183,3 +183,78 @@ impl PodControl<'_> {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    /// An API server that accepts so many pods, and counts how many it is asked for.
+    fn server(accepts: usize, reason: &'static str) -> (Client, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = asked.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let pod = request.uri().path().ends_with("/pods");
+            let number = if pod { counter.fetch_add(1, Ordering::SeqCst) } else { 0 };
+            let (code, body) = if number < accepts {
+                (201, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("p{number}")}}))
+            } else {
+                let details = json!({"causes": [{"reason": reason}]});
+                (
+                    403,
+                    json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden",
+                    "message": "no", "details": details}),
+                )
+            };
+            async move {
+                let response =
+                    Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
+                Ok::<_, std::convert::Infallible>(response.unwrap())
+            }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    #[tokio::test]
+    async fn creation_starts_slowly_and_stops_at_failures() {
+        async fn check(accepts: usize, reason: &'static str, asked: usize, failed: bool) {
+            let (client, counter) = server(accepts, reason);
+            let (sink, _) = server(usize::MAX, "");
+            let recorder = Recorder::new(sink, "test", "");
+            let (key, expectations) = (ObjectKey::new("ns", "a"), Expectations::default());
+            let owner = ObjectReference::default();
+            let control = PodControl {
+                client: &client,
+                recorder: &recorder,
+                owner: &owner,
+                key: &key,
+                expectations: &expectations,
+            };
+            expectations.expect(&key, 20, []);
+            let result = control.create_all(&vec![Pod::default(); 20]).await;
+            assert_eq!((counter.load(Ordering::SeqCst), result.is_err()), (asked, failed), "{accepts}");
+            // What was made is still to be seen, nothing else is.
+            (0..accepts.min(20)).for_each(|_| {
+                assert!(!expectations.satisfied(&key));
+                expectations.created(&key);
+            });
+            assert!(expectations.satisfied(&key));
+        }
+        check(usize::MAX, "", 20, false).await;
+        check(0, "", 1, true).await;
+        // 1, 2, and one of the batch of 4.
+        check(4, "", 7, true).await;
+        check(0, "NamespaceTerminating", 1, false).await;
+    }
+
+    #[test]
+    fn prefixes_of_names() {
+        assert_eq!(generate_name("web"), "web-");
+        assert_eq!(generate_name(&"x".repeat(252)), "x".repeat(252));
+    }
+}
