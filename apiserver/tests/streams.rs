@@ -57,7 +57,7 @@ async fn kubelet(cluster: &Cluster) -> (u16, mpsc::UnboundedReceiver<String>) {
                     let mut word = [0; 4];
                     stream.read_exact(&mut word).await.unwrap();
                     stream.write_all(&word).await.unwrap();
-                } else if first.contains("/containerLogs/") {
+                } else if first.contains("/containerLogs/") && !first.contains("previous") {
                     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nline\n").await.unwrap();
                 } else {
                     stream
@@ -103,6 +103,12 @@ async fn logs_and_tunnels_reach_the_kubelet() {
     assert_eq!(seen.recv().await.unwrap(), "GET /containerLogs/default/p/c?follow=true&tailLines=3 HTTP/1.1");
     let bad = cluster.get(&format!("{pod}/log?container=x")).await;
     assert_eq!((bad.code, bad.message().as_str()), (400, "container x is not valid for pod p"));
+    let none = cluster.get(&format!("{pod}/log?previous=true")).await;
+    assert_eq!(
+        (none.code, &none.json()["reason"], none.message().as_str()),
+        (400, &json!("BadRequest"), "no")
+    );
+    seen.recv().await.unwrap();
     let plain = cluster.get(&format!("{pod}/exec?command=ls&stdout=1")).await;
     assert_eq!((plain.code, plain.message().as_str()), (400, "Upgrade request required"));
 

@@ -12,6 +12,7 @@ mod tunnel;
 use std::sync::Arc;
 
 use http::Method;
+use http_body_util::BodyExt;
 use keelson_access::admission::{AdmissionRequest, Operation};
 use serde_json::{Value, json};
 
@@ -66,7 +67,34 @@ pub async fn serve(
     {
         return Err(Status::bad_request("Upgrade request required"));
     }
-    tunnel::forward(server, exchange, location, _running).await
+    let response = tunnel::forward(server, exchange, location, _running).await?;
+    if subresource == "log" && !response.status().is_success() {
+        return Err(refused_log(&path.name, response).await);
+    }
+    Ok(response)
+}
+
+/// What a kubelet says when it has no log is text; clients get it as a Status.
+async fn refused_log(pod: &str, response: Response) -> Status {
+    /// As much as upstream reads of it.
+    const LENGTH: usize = 10_000;
+    let code = response.status().as_u16();
+    let mut body = response.into_body();
+    let mut read = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await
+        && read.len() < LENGTH
+    {
+        read.extend_from_slice(frame.data_ref().map_or(&[][..], |data| &data[..]));
+    }
+    read.truncate(LENGTH);
+    let text = String::from_utf8_lossy(&read);
+    let text = text.trim_end();
+    match code {
+        400 => Status::bad_request(text),
+        404 => Status::no_such_resource()
+            .with_message(format!("the server could not find the requested resource ( pods/log {pod})")),
+        _ => Status::internal(text),
+    }
 }
 
 /// Admission of the connection; the object is what upstream's options type would be.
