@@ -1,5 +1,12 @@
 //! What the API promises its clients, asked over the wire.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's own functions fail as it does"
+)]
+
 use std::time::Duration;
 
 use e2e::api::Api;

@@ -1,5 +1,12 @@
 //! What controllers make of workloads beyond the first start, which `workloads` has.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's own functions fail as it does"
+)]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,5 +1,12 @@
 //! Daemons that are killed: everything carries on. A cluster of its own is what is broken.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's own functions fail as it does"
+)]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

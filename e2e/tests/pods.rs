@@ -1,5 +1,12 @@
 //! The life of a pod: how its containers start, fail, are watched over and end.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's own functions fail as it does"
+)]
+
 use std::time::{Duration, Instant};
 
 use e2e::kubectl::Kubectl;

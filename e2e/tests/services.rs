@@ -1,5 +1,12 @@
 //! Services: their addresses, their ports on nodes, their names.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's own functions fail as it does"
+)]
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 

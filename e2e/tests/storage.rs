@@ -1,5 +1,12 @@
 //! What pods find in their environment and their volumes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's own functions fail as it does"
+)]
+
 use e2e::api::Api;
 use e2e::kubectl::Kubectl;
 use e2e::pods::{LONG, container, ended, pod, ready, shell, until_pod};
