@@ -416,7 +416,7 @@ table {word} kube-proxy {{
   chain nat-postrouting {{
     type nat hook postrouting priority srcnat;
     meta mark & {MASQUERADE_MARK:#x} != 0 meta mark set meta mark xor {MASQUERADE_MARK:#x} masquerade fully-random
-    {word} saddr . {word} daddr @hairpins masquerade fully-random
+    ct status dnat {word} saddr . {word} daddr @hairpins masquerade fully-random
   }}
   chain filter-input {{
     type filter hook input priority -110;
