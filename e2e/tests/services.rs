@@ -8,7 +8,7 @@
 )]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 use e2e::kubectl::Kubectl;
 use e2e::network::{UdpEcho, http_get, on_host, refused, udp_ask};
@@ -174,6 +174,23 @@ fn udp_follows_its_endpoints() {
             other => Err(format!("{other:?}")),
         });
     }
+}
+
+#[test]
+fn what_is_no_services_traffic_is_left_alone() {
+    let cluster = e2e::shared_cluster();
+    // The first host is itself an endpoint, of the API server's Service.
+    let host = &cluster.hosts[0];
+    on_host(host, || {
+        let listener = TcpListener::bind((host.address, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_, seen) = listener.accept().unwrap();
+        assert_eq!(seen, client.local_addr().unwrap());
+    });
+    // And over the Service it still reaches itself.
+    until("the API server answers on its Service's address", LONG, || {
+        on_host(host, || TcpStream::connect(("10.96.0.1", 443)).map_err(|error| error.to_string()))
+    });
 }
 
 #[test]
