@@ -46,7 +46,9 @@ impl Kubectl {
 
     /// A command to add to: standard streams, more arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("kubectl");
+        // Another version than the one on PATH: KEELSON_E2E_KUBECTL=kubectl.1.27 e2e/run
+        let program = std::env::var_os("KEELSON_E2E_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        let mut command = Command::new(program);
         command
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
