@@ -217,6 +217,7 @@ pub struct KubeletConfiguration {
     pub cpu_cfs_quota: bool,
     pub enable_debugging_handlers: bool,
     pub enable_server: bool,
+    #[serde(rename = "eventRecordQPS")]
     pub event_record_qps: i32,
 }
 

@@ -13,8 +13,9 @@ impl Events {
     }
 
     pub fn record(&self, object: &ObjectReference, kind: Type, reason: &str, message: &str) {
-        let (namespace, name) = (object.namespace.as_deref(), object.name.as_deref());
-        tracing::info!(?namespace, ?name, reason, message, "event");
+        let (namespace, name) =
+            (object.namespace.as_deref().unwrap_or_default(), object.name.as_deref().unwrap_or_default());
+        tracing::info!(namespace, name, reason, message, "event");
         if let Some(recorder) = &self.0 {
             recorder.event(object, kind, reason, message);
         }
