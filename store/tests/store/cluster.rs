@@ -9,25 +9,7 @@ use keelson_proto::etcd::etcdserverpb::{
 use nix::sys::signal::Signal;
 
 use crate::durability::{Load, assert_holds};
-use crate::harness::{self, Client, Member, eventually};
-
-/// The place of the member that leads, as all that answer agree.
-async fn leader(members: &[Member]) -> usize {
-    eventually("there is one leader", || async {
-        let mut leaders = BTreeSet::new();
-        let mut place = None;
-        for (at, member) in members.iter().enumerate() {
-            if let Ok(status) = member.client().status().await {
-                leaders.insert(status.leader);
-                if status.header.unwrap().member_id == status.leader {
-                    place = Some(at);
-                }
-            }
-        }
-        place.filter(|_| leaders.len() == 1)
-    })
-    .await
-}
+use crate::harness::{self, Client, Member, eventually, leader};
 
 fn clients(members: &[Member]) -> Vec<Client> {
     members.iter().map(Member::client).collect()

@@ -1,6 +1,6 @@
 //! Starts, kills and asks real members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -190,6 +190,24 @@ impl Member {
     pub fn snapshots(&self) -> usize {
         files(&self.data().join("member/snap"), ".manifest").len()
     }
+}
+
+/// The place of the member that leads, as all that answer agree.
+pub async fn leader(members: &[Member]) -> usize {
+    eventually("there is one leader", || async {
+        let mut leaders = BTreeSet::new();
+        let mut place = None;
+        for (at, member) in members.iter().enumerate() {
+            if let Ok(status) = member.client().status().await {
+                leaders.insert(status.leader);
+                if status.header.unwrap().member_id == status.leader {
+                    place = Some(at);
+                }
+            }
+        }
+        place.filter(|_| leaders.len() == 1)
+    })
+    .await
 }
 
 pub fn files(directory: &Path, suffix: &str) -> Vec<PathBuf> {

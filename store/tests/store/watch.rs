@@ -247,8 +247,10 @@ async fn large_responses_are_split_where_asked_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_goes_on_through_a_snapshot() {
     let mut members = harness::group(3).await;
-    let away = 2;
-    let other = members[0].client();
+    // A follower is away: writes go on without a new election.
+    let leader = harness::leader(&members).await;
+    let away = (leader + 1) % 3;
+    let other = members[leader].client();
     other.put("w/before", "x").await.unwrap();
     members[away].kill();
     for serial in 0..20 {
