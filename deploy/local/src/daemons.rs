@@ -201,6 +201,15 @@ fn kubelet_configuration(settings: &Settings, host: &Host, layout: &HostLayout) 
         "clusterDNS": [DNS_SERVICE],
         "clusterDomain": DNS_DOMAIN,
         "containerRuntimeEndpoint": layout.runtime_endpoint(),
+        // The machine is a person's own, and its disk is filled by more than this cluster: only a disk
+        // that is nearly full evicts pods here (a production node keeps the defaults).
+        "evictionHard": {
+            "imagefs.available": "1%",
+            "memory.available": "100Mi",
+            "nodefs.available": "1%",
+            "nodefs.inodesFree": "1%",
+        },
+        "imageGCHighThresholdPercent": 100,
         // A test host may have cgroup v1 only, or swap that nobody can turn off.
         "failCgroupV1": false,
         "failSwapOn": false,
