@@ -80,7 +80,8 @@ fn every_daemon_may_be_killed_and_everything_carries_on() {
         until(&format!("a write is taken after {daemon} was killed"), LONG, || {
             kubectl.ask(&["create", "configmap", &name])
         });
-        kubectl.run(&["rollout", "restart", "deployment/web"]);
+        // The last daemon may be back within the second of the last restart, which kubectl then refuses.
+        until("a restart is taken", LONG, || kubectl.ask(&["rollout", "restart", "deployment/web"]));
         let rolled = kubectl.ask(&["rollout", "status", "deployment/web", "--timeout=60s"]);
         assert!(rolled.is_ok(), "after {daemon} was killed: {rolled:?}\n{}", own.log(daemon));
         until_contains(&format!("the Service answers after {daemon} was killed"), LONG, "web-", || {
