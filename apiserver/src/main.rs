@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use keelson_component_base::{logging, shutdown, tls};
+use keelson_component_base::{logging, memory, shutdown, tls};
 use kube_apiserver::{config::Config, startup};
 
 fn main() -> ExitCode {
     tls::install_provider();
+    memory::trim_when_idle();
     let config = Config::parse();
     if let Err(error) = logging::init(&config.log) {
         eprintln!("kube-apiserver: logging: {error}");

@@ -6,7 +6,7 @@ use clap::Parser;
 use keelson_client::{delegated, kubeconfig, leader, queue};
 use keelson_component_base::metrics::Registry;
 use keelson_component_base::serve::Endpoints;
-use keelson_component_base::{health, logging, shutdown, systemd, tls};
+use keelson_component_base::{health, logging, memory, shutdown, systemd, tls};
 use kube_controller_manager::config::Flags;
 use kube_controller_manager::context::Context;
 use kube_controller_manager::descriptors;
@@ -15,6 +15,7 @@ use kube_controller_manager::identity::Identities;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     tls::install_provider();
+    memory::trim_when_idle();
     match run(Flags::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

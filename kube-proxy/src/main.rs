@@ -6,7 +6,7 @@ use clap::Parser;
 use http::StatusCode;
 use keelson_component_base::metrics::Registry;
 use keelson_component_base::serve::{self, Endpoints, Route};
-use keelson_component_base::{exit, health, logging, shutdown, systemd, tls};
+use keelson_component_base::{exit, health, logging, memory, shutdown, systemd, tls};
 use kube_proxy::config::Flags;
 use kube_proxy::health::Progress;
 use kube_proxy::metrics::Metrics;
@@ -15,6 +15,7 @@ use kube_proxy::server::{self, Proxy};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     tls::install_provider();
+    memory::trim_when_idle();
     exit::code("kube-proxy", run(Flags::parse()).await)
 }
 

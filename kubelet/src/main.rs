@@ -5,6 +5,7 @@ use kubelet::{config::Flags, run};
 
 fn main() -> std::process::ExitCode {
     keelson_component_base::tls::install_provider();
+    keelson_component_base::memory::trim_when_idle();
     let flags = Flags::parse();
     if let Err(error) = keelson_component_base::logging::init(&flags.log) {
         eprintln!("kubelet: {error}");

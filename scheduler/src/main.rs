@@ -7,7 +7,7 @@ use keelson_client::events::Recorder;
 use keelson_client::{delegated, leader};
 use keelson_component_base::metrics::Registry;
 use keelson_component_base::serve::Endpoints;
-use keelson_component_base::{exit, health, logging, shutdown, systemd, tls};
+use keelson_component_base::{exit, health, logging, memory, shutdown, systemd, tls};
 use kube_scheduler::bind::Binder;
 use kube_scheduler::config::Flags;
 use kube_scheduler::metrics::Metrics;
@@ -17,6 +17,7 @@ use kube_scheduler::server::Scheduler;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     tls::install_provider();
+    memory::trim_when_idle();
     exit::code("kube-scheduler", run(Flags::parse()).await)
 }
 

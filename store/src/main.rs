@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use keelson_component_base::{logging, tls};
+use keelson_component_base::{logging, memory, tls};
 use kube_store::config::Config;
 use kube_store::node::Chain;
 use kube_store::run;
 
 fn main() -> ExitCode {
     tls::install_provider();
+    memory::trim_when_idle();
     let config = Config::parse();
     // Only in builds for tests: steps at which the process ends, from the environment.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);

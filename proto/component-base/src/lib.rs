@@ -11,6 +11,7 @@ pub mod exit;
 pub mod flags;
 pub mod health;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod process;
 pub mod serve;

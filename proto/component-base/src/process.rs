@@ -11,7 +11,6 @@ use prometheus_client::metrics::gauge::ConstGauge;
 /// Reads /proc/self at every scrape.
 #[derive(Debug)]
 pub struct ProcessCollector {
-    ticks_per_second: f64,
     start_time: f64,
 }
 
@@ -29,7 +28,7 @@ impl Default for ProcessCollector {
             (Some(started), Some(uptime)) => (uptime - started / ticks_per_second).max(0.0),
             _ => 0.0,
         };
-        Self { ticks_per_second, start_time: ((now - age) * 100.0).round() / 100.0 }
+        Self { start_time: ((now - age) * 100.0).round() / 100.0 }
     }
 }
 
@@ -38,6 +37,20 @@ fn stat_fields() -> Option<Vec<String>> {
     let text = std::fs::read_to_string("/proc/self/stat").ok()?;
     let (_, rest) = text.rsplit_once(") ")?;
     Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// User and system CPU time spent so far.
+pub(crate) fn cpu_seconds() -> Option<f64> {
+    let ticks_per_second = sysconf(SysconfVar::CLK_TCK).ok()??;
+    let fields = stat_fields()?;
+    let user: f64 = fields.get(11)?.parse().ok()?;
+    let system: f64 = fields.get(12)?.parse().ok()?;
+    Some((user + system) / ticks_per_second as f64)
+}
+
+#[cfg(test)]
+pub(crate) fn resident_bytes() -> Option<f64> {
+    status_bytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS")
 }
 
 fn status_bytes(status: &str, field: &str) -> Option<f64> {
@@ -78,11 +91,8 @@ impl Collector for ProcessCollector {
             "Start time of the process since unix epoch in seconds",
             Some(self.start_time),
         )?;
-        if let Some(fields) = stat_fields()
-            && let (Some(user), Some(system)) = (fields.get(11), fields.get(12))
-            && let (Ok(user), Ok(system)) = (user.parse::<f64>(), system.parse::<f64>())
-        {
-            let metric = ConstCounter::new((user + system) / self.ticks_per_second);
+        if let Some(seconds) = cpu_seconds() {
+            let metric = ConstCounter::new(seconds);
             metric.encode(encoder.encode_descriptor(
                 "process_cpu_seconds",
                 "Total user and system CPU time spent in seconds",

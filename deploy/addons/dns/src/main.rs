@@ -10,7 +10,7 @@ use clap::Parser;
 use hickory_server::Server;
 use keelson_component_base::metrics::{Registry, exponential_buckets};
 use keelson_component_base::serve::Endpoints;
-use keelson_component_base::{exit, health, logging, shutdown, tls};
+use keelson_component_base::{exit, health, logging, memory, shutdown, tls};
 use keelson_dns::handler::{Handler, Metrics};
 use keelson_dns::records::Zone;
 use keelson_dns::services::Caches;
@@ -50,6 +50,7 @@ struct Cli {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     tls::install_provider();
+    memory::trim_when_idle();
     exit::code("keelson-dns", run(Cli::parse()).await)
 }
 

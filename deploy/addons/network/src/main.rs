@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
-use keelson_component_base::{exit, health, logging, metrics, serve, shutdown, tls};
+use keelson_component_base::{exit, health, logging, memory, metrics, serve, shutdown, tls};
 use keelson_network::cni::{self, CniPaths};
 use keelson_network::plan::{self, Desired, NodeFacts, Range};
 use keelson_network::{masquerade, routes};
@@ -49,6 +49,7 @@ struct Cli {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::process::ExitCode {
     tls::install_provider();
+    memory::trim_when_idle();
     exit::code("keelson-network", run(Cli::parse()).await)
 }
 
