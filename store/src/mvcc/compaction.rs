@@ -10,16 +10,17 @@ use super::{BackendError, Store};
 const STEP: usize = 512;
 
 impl Store {
-    /// Removes from index and tree everything that a compaction at `revision` covers. The tree must have everything up
-    /// to the entry that compacted. Returns how many revisions went.
+    /// Removes from index and tree everything that a compaction at `revision` covers, but deletions only up to revision
+    /// `deletions`. The tree must have everything up to the entry that compacted. Returns how many revisions went.
     ///
     /// # Errors
     /// The tree's.
-    pub fn remove_compacted(&self, revision: i64) -> Result<usize, BackendError> {
+    pub fn remove_compacted(&self, revision: i64, deletions: i64) -> Result<usize, BackendError> {
         let (mut total, mut after) = (0, None);
         loop {
             let mut removed = Vec::new();
-            after = self.index.write().compact_step(revision, after.as_deref(), STEP, &mut removed);
+            let limits = (revision, deletions);
+            after = self.index.write().compact_step(limits, after.as_deref(), STEP, &mut removed);
             total += removed.len();
             if !removed.is_empty() {
                 self.remove(&removed)?;

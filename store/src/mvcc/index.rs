@@ -130,14 +130,17 @@ impl History {
         self.slots.as_slice().last().copied()
     }
 
-    /// How many of the oldest revisions a compaction at `revision` removes.
-    fn compactable(&self, revision: i64) -> usize {
+    /// How many of the oldest revisions a compaction at `revision` removes, if deletions behind revision `deletions`
+    /// have to stay.
+    fn compactable(&self, revision: i64, deletions: i64) -> usize {
         let slots = self.slots.as_slice();
         let count = slots.partition_point(|slot| slot.main <= revision);
         match count.checked_sub(1).and_then(|at| slots.get(at)) {
             None => 0,
             // A deletion at that very revision stays: a watch may still begin there.
-            Some(newest) if newest.is_tombstone() && newest.main < revision => count,
+            Some(newest) if newest.is_tombstone() && newest.main < revision && newest.main <= deletions => {
+                count
+            }
             Some(_) => count - 1,
         }
     }
@@ -253,11 +256,11 @@ impl Index {
         None
     }
 
-    /// Removes what a compaction at `revision` makes unreachable, of at most `budget` keys behind `after`. Returns the
-    /// revisions removed and where to go on.
+    /// Removes what a compaction at `revision` makes unreachable, but deletions only up to revision `deletions`, of at
+    /// most `budget` keys behind `after`. Returns the revisions removed and where to go on.
     pub fn compact_step(
         &mut self,
-        revision: i64,
+        (revision, deletions): (i64, i64),
         after: Option<&[u8]>,
         budget: usize,
         removed: &mut Vec<Revision>,
@@ -266,7 +269,7 @@ impl Index {
         let mut empty: Vec<Box<[u8]>> = Vec::new();
         let mut next = None;
         for (count, (key, history)) in self.keys.range_mut::<[u8], _>((from, Bound::Unbounded)).enumerate() {
-            let remove = history.compactable(revision);
+            let remove = history.compactable(revision, deletions);
             if remove > 0 {
                 let slots = history.slots.as_slice();
                 removed.extend(slots.iter().take(remove).map(|slot| slot.revision()));
@@ -291,7 +294,7 @@ impl Index {
     /// agree on, however far each has removed things.
     pub fn surviving(&self, revision: i64, mut visit: impl FnMut(&[u8], Revision)) {
         for (key, history) in &self.keys {
-            let skip = history.compactable(self.compacted);
+            let skip = history.compactable(self.compacted, i64::MAX);
             let slots = history.slots.as_slice().iter().skip(skip);
             for slot in slots.take_while(|slot| slot.main <= revision) {
                 visit(key, slot.revision());
@@ -345,7 +348,7 @@ mod tests {
             let mut removed = Vec::new();
             let mut after = None;
             loop {
-                after = index.compact_step(at, after.as_deref(), 1, &mut removed);
+                after = index.compact_step((at, i64::MAX), after.as_deref(), 1, &mut removed);
                 if after.is_none() {
                     break;
                 }
@@ -371,7 +374,7 @@ mod tests {
         index.put(b"a", revision(2));
         index.delete(b"a", revision(3));
         let mut removed = Vec::new();
-        index.compact_step(4, None, 10, &mut removed);
+        index.compact_step((4, i64::MAX), None, 10, &mut removed);
         assert_eq!((removed.len(), index.key_count()), (2, 0));
     }
 

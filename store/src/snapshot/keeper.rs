@@ -92,7 +92,8 @@ fn run(
                     {
                         continue;
                     }
-                    match state.store.remove_compacted(revision) {
+                    let deletions = snapshots.lock().covered();
+                    match state.store.remove_compacted(revision, deletions) {
                         Ok(removed) => tracing::info!(revision, removed, "compacted"),
                         Err(error) => report(Report::CompactionFailed(error)),
                     }

@@ -3,7 +3,8 @@
 //! A new snapshot writes only the revisions that are new and names the older files again; when those hold too much
 //! that compaction removed, everything is written afresh. A manifest appears under its name only when all it names is
 //! durable. Snapshots and physical compactions are made by one thread, in the order in which they were applied, so no
-//! revision that a snapshot needs is removed under it.
+//! revision that a snapshot needs is removed under it. A deletion stays in the tree until a snapshot has it (see
+//! [`Snapshots::covered`]): without it, what an older file holds of the key would come back.
 
 mod file;
 mod keeper;
@@ -92,6 +93,12 @@ impl Snapshots {
 
     pub fn latest(&self) -> Option<&Manifest> {
         self.latest.as_ref()
+    }
+
+    /// The revision up to which deletions may be removed: those behind it are in no file yet, while older files may
+    /// hold what they delete. Without a snapshot that is all of them.
+    pub fn covered(&self) -> i64 {
+        self.latest.as_ref().map_or(i64::MAX, through)
     }
 
     /// Makes a snapshot of the state whose metadata this is; the store may have gone on since.

@@ -30,6 +30,13 @@ fn metadata(store: &Store, index: u64) -> Metadata {
     }
 }
 
+/// As the keeper does it, at the newest revision.
+fn compact(store: &Store, snapshots: &Snapshots) {
+    let revision = store.revision();
+    store.write().compact(revision).unwrap();
+    store.remove_compacted(revision, snapshots.covered()).unwrap();
+}
+
 fn open(directory: &Path) -> Result<Snapshots, SnapshotError> {
     Snapshots::open(Arc::new(RealDisk), directory, 9)
 }
@@ -58,6 +65,31 @@ fn a_second_snapshot_writes_only_what_is_new() {
     let reopened = open(directory.path()).unwrap();
     assert_eq!(restored_hash(&reopened), (store.hash(0).unwrap().0, 4, (20, 3)));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3, "one manifest, two files");
+}
+
+/// Its value lies in an older file; the deletion is in none if compaction may remove it before a snapshot has it.
+#[test]
+fn what_was_deleted_and_compacted_between_two_snapshots_stays_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store();
+    let mut snapshots = open(directory.path()).unwrap();
+    for key in ["gone", "stays"] {
+        put(&store, key, "1");
+    }
+    snapshots.take(&store, metadata(&store, 10), vec![1], 9).unwrap();
+    let mut txn = store.write();
+    txn.delete("gone".into(), &mut Leases::default());
+    txn.commit();
+    put(&store, "later", "1");
+    compact(&store, &snapshots);
+    snapshots.take(&store, metadata(&store, 20), vec![1], 9).unwrap();
+    assert_eq!(restored_hash(&snapshots).0, store.hash(0).unwrap().0);
+    // What the snapshot has goes the next time.
+    put(&store, "last", "1");
+    compact(&store, &snapshots);
+    assert_eq!(store.key_count(), 3);
+    snapshots.take(&store, metadata(&store, 30), vec![1], 9).unwrap();
+    assert_eq!(restored_hash(&snapshots).0, store.hash(0).unwrap().0);
 }
 
 #[test]
