@@ -34,6 +34,9 @@ fn metadata(store: &Store, index: u64) -> Metadata {
 fn compact(store: &Store, snapshots: &Snapshots) {
     let revision = store.revision();
     store.write().compact(revision).unwrap();
+    // The revision serves as the index of an entry.
+    store.values.seal(revision.unsigned_abs(), 1);
+    assert!(store.values.wait_drained(revision.unsigned_abs()));
     store.remove_compacted(revision, snapshots.covered()).unwrap();
 }
 
@@ -72,6 +75,7 @@ fn a_second_snapshot_writes_only_what_is_new() {
 fn what_was_deleted_and_compacted_between_two_snapshots_stays_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let store = store();
+    store.values.spawn(|_| {}, || {}, |error| panic!("{error}")).unwrap();
     let mut snapshots = open(directory.path()).unwrap();
     for key in ["gone", "stays"] {
         put(&store, key, "1");
@@ -90,6 +94,7 @@ fn what_was_deleted_and_compacted_between_two_snapshots_stays_deleted() {
     assert_eq!(store.key_count(), 3);
     snapshots.take(&store, metadata(&store, 30), vec![1], 9).unwrap();
     assert_eq!(restored_hash(&snapshots).0, store.hash(0).unwrap().0);
+    store.values.close();
 }
 
 #[test]
