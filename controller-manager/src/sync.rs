@@ -4,15 +4,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use keelson_client::cache::{Cache, Event};
-use keelson_client::queue::Queue;
+use keelson_client::queue::{Queue, Setback};
 
 use crate::meta::{HasMeta, Meta, ObjectKey};
 use crate::pod_control::message;
-
-/// After losing a race for an object: by then the cache mostly shows who won.
-const CONFLICT_DELAY: Duration = Duration::from_millis(100);
-/// After an object turned out to be gone that the cache still shows.
-const GONE_DELAY: Duration = Duration::from_secs(1);
 
 /// Why an object could not be brought to what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -26,8 +21,7 @@ pub enum SyncError {
 /// `Some`: look again after this time.
 pub type Outcome = Result<Option<Duration>, SyncError>;
 
-/// Works on keys until the task ends. A conflict is no failure, nor is an object that is
-/// gone: it is looked at again.
+/// Works on keys until the task ends.
 pub async fn run<F, Fut>(queue: &Queue<ObjectKey>, workers: usize, work: F)
 where
     F: Fn(ObjectKey) -> Fut + Sync,
@@ -36,16 +30,21 @@ where
     let work = &work;
     queue
         .run(workers, |key| async move {
-            match work(key).await {
-                Ok(again) => Ok(again),
-                Err(SyncError::Api(kube::Error::Api(status))) if status.code == 409 => {
-                    Ok(Some(CONFLICT_DELAY))
-                }
-                Err(SyncError::Api(kube::Error::Api(status))) if status.code == 404 => Ok(Some(GONE_DELAY)),
-                Err(error) => Err(error.to_string()),
-            }
+            work(key).await.map_err(setback)
         })
         .await;
+}
+
+/// A conflict and an object that is gone tell of a cache that is behind. They too are tried again ever more seldom: a
+/// name that somebody else has taken stays taken.
+#[must_use]
+pub fn setback(error: SyncError) -> Setback {
+    match &error {
+        SyncError::Api(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            Setback::Outdated(error.to_string())
+        }
+        _ => Setback::Failed(error.to_string()),
+    }
 }
 
 /// Every change of an object brings its key into the queue.
@@ -88,4 +87,28 @@ pub fn enqueue_controllers<P: HasMeta + Send + Sync + 'static>(
         Event::Deleted(last) => add(last.meta()),
         Event::Synced => {}
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use keelson_client::queue::Metrics;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_stays_taken_is_tried_ever_more_seldom() {
+        let queue = Queue::new("test", &Metrics::unregistered());
+        queue.add(ObjectKey::new("ns", "web"));
+        let attempts = AtomicUsize::new(0);
+        let work = run(&queue, 1, |_| async {
+            attempts.fetch_add(1, Ordering::SeqCst);
+            let taken = kube::core::Status::failure("taken", "AlreadyExists").with_code(409).boxed();
+            Err(SyncError::Api(kube::Error::Api(taken)))
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(60), work).await.is_err());
+        let attempts = attempts.load(Ordering::SeqCst);
+        assert!((2..20).contains(&attempts), "{attempts}");
+    }
 }

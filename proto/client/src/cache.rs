@@ -3,7 +3,8 @@
 //! The full object lives only while its event is being projected. Subscribers are called in order, one event at a
 //! time, after the cache shows the change; a late one is first told of everything that is there. After a gap in
 //! the watch (410, a restarted server) the list is read anew and the differences, deletions included, are
-//! delivered as events; objects whose resourceVersion did not change deliver none.
+//! delivered as events; objects whose resourceVersion did not change deliver none. An object that took the place of
+//! another of its name is told of as a deletion and a new object, also when the watch missed the deletion.
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
@@ -19,6 +20,7 @@ use kube::{Resource, ResourceExt as _};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -53,6 +55,8 @@ type Subscriber<P> = Box<dyn FnMut(&Event<P>) + Send>;
 struct Entry<P> {
     value: Arc<P>,
     resource_version: Box<str>,
+    /// Nil for what has no uid of the usual form.
+    uid: Uuid,
 }
 
 struct Index<P> {
@@ -164,6 +168,10 @@ async fn reflect<O, P, S>(
                     log_interruption::<O>(&error);
                     tokio::time::sleep(backoff.mul_f64(rand::random_range(0.5..1.5))).await;
                     backoff = (backoff * 2).min(BACKOFF_MAX);
+                    if is_expired(&error) {
+                        // The stream itself would ask for the same version again, were this the answer's status.
+                        break;
+                    }
                     continue;
                 }
             };
@@ -200,6 +208,16 @@ fn log_interruption<O>(error: &watcher::Error) {
     tracing::debug!(error, kind = std::any::type_name::<O>(), "Watch interrupted");
 }
 
+/// Whether the version to go on from is no longer there.
+fn is_expired(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) | watcher::Error::WatchError(status) => {
+            status.code == 410
+        }
+        _ => false,
+    }
+}
+
 /// A server that knows no `sendInitialEvents` says that the request is invalid.
 fn refuses_streaming_lists(error: &watcher::Error) -> bool {
     match error {
@@ -220,17 +238,19 @@ impl<P> Shared<P> {
             None => namespace.into(),
         };
         let key = ObjectName { namespace, name };
-        if self
-            .objects
-            .read()
-            .entry(&key)
-            .is_some_and(|entry| !resource_version.is_empty() && entry.resource_version == resource_version)
-        {
-            return key;
+        let uid = object.meta().uid.as_deref().and_then(|uid| Uuid::try_parse(uid).ok()).unwrap_or_default();
+        let known = self.objects.read().entry(&key).map(|entry| {
+            (!resource_version.is_empty() && entry.resource_version == resource_version, entry.uid != uid)
+        });
+        match known {
+            Some((true, _)) => return key,
+            // The deletion of the one before was missed: a subscriber must not take the two for one.
+            Some((false, true)) => self.delete(&key.namespace, &key.name),
+            _ => {}
         }
         let new = Arc::new(project(object));
         let mut subscribers = self.subscribers.lock();
-        let old = self.objects.write().insert(&key, Entry { value: new.clone(), resource_version });
+        let old = self.objects.write().insert(&key, Entry { value: new.clone(), resource_version, uid });
         deliver(&mut subscribers, &Event::Applied { old, new });
         key
     }
@@ -440,12 +460,19 @@ mod tests {
     struct Server {
         watches: Arc<Mutex<std::collections::VecDeque<mpsc::UnboundedReceiver<Value>>>>,
         requests: Arc<Mutex<Vec<String>>>,
+        /// Watches that are to go on are refused.
+        expired: Arc<Mutex<bool>>,
         streaming_lists: bool,
     }
 
     impl Server {
         fn new(streaming_lists: bool) -> Self {
-            Self { watches: Arc::default(), requests: Arc::default(), streaming_lists }
+            Self {
+                watches: Arc::default(),
+                requests: Arc::default(),
+                expired: Arc::default(),
+                streaming_lists,
+            }
         }
 
         fn script(&self) -> mpsc::UnboundedSender<Value> {
@@ -460,6 +487,9 @@ mod tests {
                 server.requests.lock().push(path.to_owned());
                 if path.contains("sendInitialEvents=true") && !server.streaming_lists {
                     return fake::failure(422, "Invalid");
+                }
+                if *server.expired.lock() && !path.contains("sendInitialEvents=true") {
+                    return fake::failure(410, "Expired");
                 }
                 if !path.contains("watch=true") {
                     let items = json!([object("a", "1", "red")]);
@@ -588,6 +618,41 @@ mod tests {
         script.send(event("ERROR", fake::status_value(410, "Expired"))).unwrap();
         expect(&mut events, &["changed red>blue", "+new", "-gone"]).await;
         assert_eq!(names(&cache.list()), ["changed", "kept", "new"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_is_told_of_as_another_object() {
+        let server = Server::new(true);
+        let script = server.script();
+        let (_cache, mut events) = server.start();
+        let of = |version: &str, uid: u128| {
+            let mut object = object("a", version, "red");
+            object["metadata"]["uid"] = json!(Uuid::from_u128(uid).to_string());
+            object
+        };
+        script.send(event("ADDED", of("1", 1))).unwrap();
+        script.send(bookmark("1", true)).unwrap();
+        expect(&mut events, &["+a", "synced"]).await;
+        let again = server.script();
+        again.send(event("ADDED", of("7", 2))).unwrap();
+        again.send(bookmark("7", true)).unwrap();
+        script.send(event("ERROR", fake::status_value(410, "Expired"))).unwrap();
+        expect(&mut events, &["-a", "+a"]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_of_410_brings_a_new_list() {
+        let server = Server::new(true);
+        let script = server.script();
+        let (_cache, mut events) = server.start();
+        script.send(bookmark("1", true)).unwrap();
+        expect(&mut events, &["synced"]).await;
+        *server.expired.lock() = true;
+        drop(script);
+        let again = server.script();
+        again.send(event("ADDED", object("a", "7", "red"))).unwrap();
+        again.send(bookmark("7", true)).unwrap();
+        expect(&mut events, &["+a"]).await;
     }
 
     #[tokio::test(start_paused = true)]

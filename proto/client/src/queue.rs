@@ -123,6 +123,15 @@ impl Collector for InProgressCollector {
     }
 }
 
+/// Why work on a key did not succeed. Either way the key comes again after its backoff.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Setback {
+    /// Something is wrong: this is logged as a warning.
+    Failed(String),
+    /// The cache was behind, or a race was lost: to be expected.
+    Outdated(String),
+}
+
 struct Bucket {
     tokens: f64,
     updated: Instant,
@@ -367,12 +376,12 @@ impl<Key: Clone + Eq + Hash + Send + 'static> Queue<Key> {
     }
 
     /// Runs `workers` loops of "take, work, give back" until the queue is shut down. An `Err` puts the key back
-    /// with its backoff; `Ok(Some(delay))` has it looked at again after that time. The text of an error is logged. The loops
-    /// share the caller's task: they wait at the same time, they do not compute at the same time.
+    /// with its backoff; `Ok(Some(delay))` has it looked at again after that time. The loops share the caller's
+    /// task: they wait at the same time, they do not compute at the same time.
     pub async fn run<F, Fut>(&self, workers: usize, work: F)
     where
         F: Fn(Key) -> Fut + Sync,
-        Fut: Future<Output = Result<Option<Duration>, String>> + Send,
+        Fut: Future<Output = Result<Option<Duration>, Setback>> + Send,
         Key: std::fmt::Debug,
     {
         let worker = || async {
@@ -384,8 +393,15 @@ impl<Key: Clone + Eq + Hash + Send + 'static> Queue<Key> {
                             self.add_after(key.clone(), delay);
                         }
                     }
-                    Err(error) => {
-                        tracing::warn!(queue = self.0.name, ?key, error, "Work failed, will try again");
+                    Err(setback) => {
+                        match setback {
+                            Setback::Failed(error) => {
+                                tracing::warn!(queue = self.0.name, ?key, error, "Work failed, will try again");
+                            }
+                            Setback::Outdated(error) => {
+                                tracing::debug!(queue = self.0.name, ?key, error, "Decided on old facts");
+                            }
+                        }
                         self.add_rate_limited(key.clone());
                     }
                 }
@@ -542,7 +558,7 @@ mod tests {
                 let mut attempts = attempts.lock();
                 *attempts += 1;
                 if *attempts < 3 {
-                    return Err("not yet".to_owned());
+                    return Err(Setback::Failed("not yet".to_owned()));
                 }
                 queue.shut_down();
                 Ok(None)

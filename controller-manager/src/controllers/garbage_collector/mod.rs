@@ -22,10 +22,12 @@ use self::graph::{Decision, FOREGROUND, Graph, ORPHAN, Observed, Propagation, Ui
 use crate::context::Context;
 use crate::discovery::{self, AnyMeta, Found};
 use crate::pod_control::{is_code, message};
-use crate::sync::SyncError;
+use crate::sync::{self, SyncError};
 
 /// Between looks at what resources there are.
 const REDISCOVER: Duration = Duration::from_secs(30);
+/// Between looks at whether all watches are complete.
+const AWAIT_WATCHES: Duration = Duration::from_millis(500);
 /// How long an owner that was not there counts as absent.
 const REMEMBER_ABSENT: Duration = Duration::from_secs(60);
 
@@ -69,13 +71,7 @@ pub async fn run(context: Context) {
     let watching = collector.clone().keep_watching();
     let working = collector.queue.run(context.workers("gc"), |item| {
         let collector = &collector;
-        async move {
-            match collector.work(&item).await {
-                Ok(again) => Ok(again),
-                Err(SyncError::Api(error)) if is_code(&error, 409) => Ok(Some(Duration::from_millis(200))),
-                Err(error) => Err(error.to_string()),
-            }
-        }
+        async move { collector.work(&item).await.map(|()| None).map_err(sync::setback) }
     });
     tokio::join!(watching, working);
 }
@@ -132,12 +128,7 @@ impl Collector {
         started.subscribe(move |event| {
             let Some(collector) = collector.upgrade() else { return };
             match event {
-                Event::Applied { old, new } => {
-                    // Another object of the same name: the one before it is gone.
-                    if let Some(old) = old.as_ref().filter(|old| old.uid != new.uid) {
-                        let wakes = collector.graph.lock().remove(&old.uid);
-                        collector.wake(wakes);
-                    }
+                Event::Applied { new, .. } => {
                     let wakes = collector.graph.lock().apply(Arc::clone(new));
                     collector.wake(wakes);
                 }
@@ -175,15 +166,15 @@ impl Collector {
         !self.resources.lock().is_empty() && self.unsynced().is_empty()
     }
 
-    async fn work(&self, item: &Item) -> Result<Option<Duration>, SyncError> {
-        if !self.is_synced() {
-            return Ok(Some(Duration::from_millis(500)));
+    async fn work(&self, item: &Item) -> Result<(), SyncError> {
+        // The workers wait and not the items: there may be many, and for long.
+        while !self.is_synced() {
+            tokio::time::sleep(AWAIT_WATCHES).await;
         }
         match item {
             Item::Examine(uid) => self.examine(uid).await,
             Item::Orphan(uid) => self.orphan(uid).await,
         }
-        .map(|()| None)
     }
 
     async fn examine(&self, uid: &Uid) -> Result<(), SyncError> {
