@@ -4,7 +4,7 @@
 //! once; a pod that was given a node but is not bound yet ("assumed") counts from that moment, so that
 //! the next decision sees its room taken. Knows no clock and does no I/O.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -21,8 +21,6 @@ pub struct NodeFacts {
     pub allocatable: Resources,
     /// How many pods the node takes.
     pub allowed_pods: i64,
-    /// Images that are on the node already, with their sizes in bytes.
-    pub images: HashMap<Box<str>, i64>,
 }
 
 impl NodeFacts {
@@ -38,7 +36,6 @@ impl NodeFacts {
             unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or_default(),
             allocatable,
             allowed_pods,
-            images: HashMap::new(),
         }
     }
 
@@ -85,39 +82,36 @@ pub enum Change {
 pub struct Cache {
     /// A node that has pods but is not known itself has no facts yet and is never offered.
     nodes: BTreeMap<Arc<str>, Arc<NodeInfo>>,
-    known: HashMap<Arc<str>, ()>,
+    known: HashSet<Arc<str>>,
     placed: HashMap<PodKey, (Arc<str>, Arc<PodInfo>)>,
-    assumed: HashMap<PodKey, ()>,
+    assumed: HashSet<PodKey>,
 }
 
 impl Cache {
     /// The nodes that can be offered to a pod, as they are now. Cheap: nodes are shared until they change.
     pub fn snapshot(&self) -> Vec<Arc<NodeInfo>> {
-        self.nodes.values().filter(|node| self.known.contains_key(&node.name)).cloned().collect()
+        self.nodes.values().filter(|node| self.known.contains(&node.name)).cloned().collect()
     }
 
-    pub fn node_count(&self) -> usize {
-        self.known.len()
-    }
-
-    pub fn set_node(&mut self, name: &str, facts: NodeFacts) -> Change {
+    pub fn set_node(&mut self, name: &str, facts: Arc<NodeFacts>) -> Change {
         let name = self.intern(name);
-        let fresh = self.known.insert(name.clone(), ()).is_none();
+        let fresh = self.known.insert(name.clone());
         let node = self.node_mut(&name);
-        if !fresh && *node.facts == facts {
+        if !fresh && node.facts == facts {
             // Heartbeats and image lists change nothing that keeps a pod waiting.
             return Change::Nothing;
         }
-        node.facts = Arc::new(facts);
+        node.facts = facts;
         Change::Retry
     }
 
-    pub fn remove_node(&mut self, name: &str) {
-        if let Some((name, ())) = self.known.remove_entry(name)
-            && self.nodes.get(&name).is_some_and(|node| node.pods.is_empty())
-        {
+    /// Pods that must be spread evenly may fit without the node: it may have been the emptiest.
+    pub fn remove_node(&mut self, name: &str) -> Change {
+        let Some(name) = self.known.take(name) else { return Change::Nothing };
+        if self.nodes.get(&name).is_some_and(|node| node.pods.is_empty()) {
             self.nodes.remove(&name);
         }
+        Change::Retry
     }
 
     /// Takes in what was observed of a pod. An observation always replaces an assumption.
@@ -128,21 +122,23 @@ impl Cache {
                 self.assumed.remove(key);
                 self.place(node, pod.clone());
                 match old {
-                    Some(old) if old.requests == pod.requests && old.labels == pod.labels => Change::Nothing,
-                    Some(_) => Change::Retry,
+                    Some(old) if old.requests != pod.requests || old.labels != pod.labels => Change::Retry,
+                    // Pods that are going are not counted when others are spread.
+                    Some(old) if old.terminating != pod.terminating => Change::Placed,
+                    Some(_) => Change::Nothing,
                     None => Change::Placed,
                 }
             }
             // The watch may still be telling of the time before our own binding.
-            PodState::Pending(pod) if self.assumed.contains_key(key) && self.is_same(key, pod) => {
+            PodState::Pending(pod) if self.assumed.contains(key) && self.is_same(key, &pod.uid) => {
                 Change::Nothing
             }
             PodState::Pending(_) | PodState::Ignored => self.remove_pod(key),
         }
     }
 
-    fn is_same(&self, key: &PodKey, pod: &PodInfo) -> bool {
-        self.placed.get(key).is_some_and(|(_, placed)| placed.uid == pod.uid)
+    fn is_same(&self, key: &PodKey, uid: &str) -> bool {
+        self.placed.get(key).is_some_and(|(_, placed)| *placed.uid == *uid)
     }
 
     pub fn remove_pod(&mut self, key: &PodKey) -> Change {
@@ -150,7 +146,7 @@ impl Cache {
         let Some((node, pod)) = self.placed.remove(key) else { return Change::Nothing };
         self.node_mut(&node).remove(&pod.uid);
         let orphaned =
-            !self.known.contains_key(&node) && self.nodes.get(&node).is_some_and(|n| n.pods.is_empty());
+            !self.known.contains(&node) && self.nodes.get(&node).is_some_and(|n| n.pods.is_empty());
         if orphaned {
             self.nodes.remove(&node);
         }
@@ -164,14 +160,16 @@ impl Cache {
 
     /// Counts a pod on the node that it was just given.
     pub fn assume(&mut self, node: &str, pod: Arc<PodInfo>) {
-        self.assumed.insert(pod.key.clone(), ());
+        self.assumed.insert(pod.key.clone());
         let node = self.intern(node);
         self.place(&node, pod);
     }
 
-    /// Takes an assumption back after a failed binding; an observed pod stays.
-    pub fn forget(&mut self, key: &PodKey) -> Change {
-        if self.assumed.contains_key(key) { self.remove_pod(key) } else { Change::Nothing }
+    /// Takes an assumption back after a failed binding; an observed pod stays, and so does what is assumed of
+    /// another pod that took its name in the meantime.
+    pub fn forget(&mut self, key: &PodKey, uid: &str) -> Change {
+        let assumed = self.assumed.contains(key) && self.is_same(key, uid);
+        if assumed { self.remove_pod(key) } else { Change::Nothing }
     }
 
     fn place(&mut self, node: &Arc<str>, pod: Arc<PodInfo>) {
@@ -218,8 +216,8 @@ mod tests {
     #[test]
     fn an_assumed_pod_counts_once_and_is_confirmed_or_forgotten() {
         let mut cache = Cache::default();
-        assert_eq!(cache.set_node("a", NodeFacts::default()), Change::Retry);
-        assert_eq!(cache.set_node("a", NodeFacts::default()), Change::Nothing);
+        assert_eq!(cache.set_node("a", Arc::default()), Change::Retry);
+        assert_eq!(cache.set_node("a", Arc::default()), Change::Nothing);
         let pod = Arc::new(pod("p", 100));
         cache.assume("a", pod.clone());
         assert_eq!(requested(&cache, "a"), 100);
@@ -229,12 +227,12 @@ mod tests {
         cache.observe_pod(&pod.key, &assigned("a", &pod));
         assert_eq!(requested(&cache, "a"), 100);
         // Confirmed: a late failure of the binding call takes nothing back.
-        assert_eq!(cache.forget(&pod.key), Change::Nothing);
+        assert_eq!(cache.forget(&pod.key, &pod.uid), Change::Nothing);
         assert_eq!(requested(&cache, "a"), 100);
         assert_eq!(cache.observe_pod(&pod.key, &PodState::Ignored), Change::Retry);
         assert_eq!(requested(&cache, "a"), 0);
         cache.assume("a", pod.clone());
-        assert_eq!(cache.forget(&pod.key), Change::Retry);
+        assert_eq!(cache.forget(&pod.key, &pod.uid), Change::Retry);
         assert_eq!(requested(&cache, "a"), 0);
     }
 
@@ -244,18 +242,18 @@ mod tests {
         let pod = Arc::new(pod("p", 50));
         cache.observe_pod(&pod.key, &assigned("late", &pod));
         assert!(cache.snapshot().is_empty());
-        cache.set_node("late", NodeFacts::default());
+        cache.set_node("late", Arc::default());
         assert_eq!(requested(&cache, "late"), 50);
-        cache.remove_node("late");
+        assert_eq!(cache.remove_node("late"), Change::Retry);
         assert!(cache.snapshot().is_empty());
-        cache.set_node("late", NodeFacts::default());
+        cache.set_node("late", Arc::default());
         assert_eq!(requested(&cache, "late"), 50);
     }
 
     #[test]
     fn a_snapshot_does_not_change() {
         let mut cache = Cache::default();
-        cache.set_node("a", NodeFacts::default());
+        cache.set_node("a", Arc::default());
         let before = cache.snapshot();
         cache.assume("a", Arc::new(pod("p", 10)));
         assert_eq!(before[0].requested.milli_cpu, 0);

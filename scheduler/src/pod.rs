@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Affinity, Pod, PodSpec, Toleration, TopologySpreadConstraint};
+use keelson_objects::pods;
 
 use crate::resources::Resources;
 
@@ -105,7 +106,8 @@ pub fn project(pod: &Pod, scheduler_name: &str) -> Option<(PodKey, PodState)> {
 fn info(key: &PodKey, pod: &Pod, spec: &PodSpec) -> PodInfo {
     let boxed = |pair: (&String, &String)| (pair.0.as_str().into(), pair.1.as_str().into());
     let host_network = spec.host_network == Some(true);
-    let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| pods::is_sidecar(container));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
     let host_ports = ports.filter_map(|port| {
         let number = port.host_port.or(host_network.then_some(port.container_port)).filter(|p| *p > 0)?;
         Some(HostPort {
@@ -168,6 +170,21 @@ pub mod tests {
             assert_eq!(port("", "TCP", 80).collides_with(&other), expected, "{other:?}");
         }
         assert!(!port("127.0.0.1", "TCP", 80).collides_with(&port("127.0.0.2", "TCP", 80)));
+    }
+
+    #[test]
+    fn sidecars_take_ports_of_the_node_too() {
+        let container = |name: &str, port: i32| serde_json::json!({"name": name, "ports": [{"containerPort": 1, "hostPort": port}]});
+        let mut sidecar = container("sidecar", 81);
+        sidecar["restartPolicy"] = "Always".into();
+        let pod: Pod =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {
+            "containers": [container("main", 80)], "initContainers": [container("init", 82), sidecar]}}))
+            .unwrap();
+        let Some((_, PodState::Pending(info))) = project(&pod, "default-scheduler") else {
+            panic!("not pending")
+        };
+        assert_eq!(info.host_ports.iter().map(|port| port.port).collect::<Vec<_>>(), [80, 81]);
     }
 
     #[test]

@@ -94,7 +94,14 @@ impl Queue {
         self.entries.remove(key);
     }
 
-    /// The next pod to try, which is then in flight until [`Queue::failed`] or [`Queue::remove`].
+    /// This pod was bound. Another that took its name in the meantime still waits.
+    pub fn bound(&mut self, key: &PodKey, uid: &str) {
+        if self.entries.get(key).is_some_and(|entry| *entry.pod.uid == *uid) {
+            self.entries.remove(key);
+        }
+    }
+
+    /// The next pod to try, which is then in flight until [`Queue::failed`], [`Queue::bound`] or [`Queue::remove`].
     pub fn pop(&mut self, now: Instant) -> Option<Attempt> {
         self.expire(now);
         while let Some((_, Reverse(order), Reverse(key))) = self.active.pop() {
@@ -109,9 +116,10 @@ impl Queue {
         None
     }
 
-    /// The pod did not fit (`waits_for_change`), or its binding failed (try again after a pause).
-    pub fn failed(&mut self, key: &PodKey, waits_for_change: bool, now: Instant) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
+    /// The pod did not fit (`waits_for_change`), or its binding failed (try again after a pause). Says nothing of
+    /// another pod that took its name in the meantime.
+    pub fn failed(&mut self, key: &PodKey, uid: &str, waits_for_change: bool, now: Instant) {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| *entry.pod.uid == *uid) else { return };
         let changed = matches!(entry.place, Place::InFlight { changed: true });
         if waits_for_change && !changed {
             entry.place = Place::Unschedulable(now);
@@ -144,8 +152,11 @@ impl Queue {
         }
     }
 
-    /// When [`Queue::pop`] may have something that it has not now; `None` while all is quiet.
+    /// When [`Queue::pop`] may have something; `None` while all is quiet.
     pub fn next_wake(&self, now: Instant) -> Option<Instant> {
+        if !self.active.is_empty() {
+            return Some(now);
+        }
         let pausing = self.pausing.keys().next().map(|(at, _)| *at);
         let waiting = self.entries.values().filter_map(|entry| match entry.place {
             Place::Unschedulable(since) => Some(since + LONGEST_WAIT),
@@ -252,7 +263,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.add(named("p", 0), now);
         let key = queue.pop(now).unwrap().pod.key.clone();
-        queue.failed(&key, true, now);
+        queue.failed(&key, "uid-p", true, now);
         assert_eq!(queue.pending().unschedulable, 1);
         assert_eq!(popped(&mut queue, now + Duration::from_secs(20)), None);
         queue.cluster_changed(now);
@@ -269,8 +280,26 @@ mod tests {
         queue.add(named("p", 0), now);
         let key = queue.pop(now).unwrap().pod.key.clone();
         queue.cluster_changed(now);
-        queue.failed(&key, true, now);
+        queue.failed(&key, "uid-p", true, now);
         assert_eq!(popped(&mut queue, now + Duration::from_secs(1)).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_binding_of_its_predecessor_does_not_concern_a_pod() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.add(named("p", 0), now);
+        let first = queue.pop(now).unwrap().pod;
+        // Deleted and made again under its name while the binding is under way.
+        queue.remove(&first.key);
+        queue.add(Arc::new(PodInfo { uid: "second".into(), ..pod("p", 0) }), now);
+        queue.bound(&first.key, &first.uid);
+        queue.failed(&first.key, &first.uid, true, now);
+        let second = queue.pop(now).unwrap().pod;
+        assert_eq!(&*second.uid, "second");
+        queue.failed(&first.key, &first.uid, true, now);
+        queue.bound(&second.key, &second.uid);
+        assert_eq!(popped(&mut queue, now + LONGEST_WAIT), None);
     }
 
     #[test]
@@ -280,7 +309,7 @@ mod tests {
         queue.add(named("p", 0), now);
         queue.add(named("gone", 0), now);
         let key = queue.pop(now).unwrap().pod.key.clone();
-        queue.failed(&key, true, now);
+        queue.failed(&key, "uid-p", true, now);
         queue.remove(&PodKey { name: "gone".into(), ..key });
         assert_eq!(popped(&mut queue, now), None);
         assert_eq!(popped(&mut queue, now + LONGEST_WAIT).as_deref(), Some("p"));

@@ -25,6 +25,11 @@ impl PodSelector {
         self
     }
 
+    /// Whether it asks for nothing.
+    pub fn is_everything(&self) -> bool {
+        self.equals.is_empty() && self.selector.is_everything()
+    }
+
     pub fn matches(&self, pod: &PodInfo) -> bool {
         self.selector.matches_with(|key| pod.label(key))
             && self.equals.iter().all(|(key, value)| pod.label(key) == Some(value))

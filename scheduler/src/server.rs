@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use keelson_client::cache::{self, Event};
 use kube::Api;
 use rand::Rng;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bind::{BindError, Binder};
@@ -21,16 +21,31 @@ use crate::queue::{Attempt, Queue};
 
 /// Everything that can happen to the loop.
 enum Input {
-    Node { name: String, facts: Box<NodeFacts> },
+    Node(Arc<Named<NodeFacts>>),
     NodeGone(String),
     Pod(PodKey, PodState),
     PodGone(PodKey),
     Synced,
-    Bound { pod: Arc<PodInfo>, started: Instant, since: Instant, result: Result<(), BindError> },
+    /// The reason why the pod waits could not be written: it is to be tried again.
+    Unnoted(PodKey),
+    Bound {
+        pod: Arc<PodInfo>,
+        started: Instant,
+        since: Instant,
+        result: Result<(), BindError>,
+    },
 }
+
+/// What the watch of nodes keeps: the name, and what is shared with the scheduler's own cache.
+type Named<T> = (String, Arc<T>);
 
 /// Number of watches whose first list must be complete before anything is decided.
 const WATCHES: u8 = 2;
+
+/// Bindings that are under way at once: the API server's places are for everybody.
+const BINDS_AT_ONCE: usize = 100;
+/// Pods that are decided before the loop looks at what has come in.
+const DECISIONS_IN_A_ROW: usize = 128;
 
 pub struct Scheduler {
     pub name: String,
@@ -41,7 +56,7 @@ pub struct Scheduler {
 
 /// Watches end when this is dropped.
 struct Watches {
-    _nodes: Arc<cache::Cache<(String, NodeFacts)>>,
+    _nodes: Arc<cache::Cache<Named<NodeFacts>>>,
     _pods: Arc<cache::Cache<Option<(PodKey, PodState)>>>,
 }
 
@@ -51,6 +66,7 @@ struct State {
     synced: u8,
     /// What was last told of each pod that does not fit, so that the same is not written again and again.
     told: HashMap<PodKey, String>,
+    binds: Arc<Semaphore>,
 }
 
 impl Scheduler {
@@ -58,8 +74,13 @@ impl Scheduler {
     pub async fn run(self, cancel: CancellationToken) {
         let (sender, mut inputs) = mpsc::unbounded_channel();
         let _watches = self.watch(&sender);
-        let mut state =
-            State { cache: Cache::default(), queue: Queue::default(), synced: 0, told: HashMap::new() };
+        let mut state = State {
+            cache: Cache::default(),
+            queue: Queue::default(),
+            synced: 0,
+            told: HashMap::new(),
+            binds: Arc::new(Semaphore::new(BINDS_AT_ONCE)),
+        };
         let mut batch = Vec::new();
         loop {
             let wake = state.queue.next_wake(Instant::now());
@@ -78,7 +99,8 @@ impl Scheduler {
                 self.take(&mut state, input);
             }
             if state.synced == WATCHES {
-                while let Some(attempt) = state.queue.pop(Instant::now()) {
+                for _ in 0..DECISIONS_IN_A_ROW {
+                    let Some(attempt) = state.queue.pop(Instant::now()) else { break };
                     self.attempt(&mut state, attempt, &sender);
                 }
                 self.metrics.pending(state.queue.pending());
@@ -88,7 +110,8 @@ impl Scheduler {
 
     fn watch(&self, sender: &mpsc::UnboundedSender<Input>) -> Watches {
         let client = &self.binder.client;
-        let project = |node: Node| (node.metadata.name.clone().unwrap_or_default(), NodeFacts::of(&node));
+        let project =
+            |node: Node| (node.metadata.name.clone().unwrap_or_default(), Arc::new(NodeFacts::of(&node)));
         let nodes = cache::start(Api::<Node>::all(client.clone()), cache::config(), project, Vec::new());
         let name = self.name.clone();
         let project = move |pod: Pod| pod::project(&pod, &name);
@@ -100,9 +123,7 @@ impl Scheduler {
         let to_loop = sender.clone();
         nodes.subscribe(move |event| {
             let _ = to_loop.send(match event {
-                Event::Applied { new, .. } => {
-                    Input::Node { name: new.0.clone(), facts: Box::new(new.1.clone()) }
-                }
+                Event::Applied { new, .. } => Input::Node(new.clone()),
                 Event::Deleted(last) => Input::NodeGone(last.0.clone()),
                 Event::Synced => Input::Synced,
             });
@@ -123,11 +144,8 @@ impl Scheduler {
 
     fn take(&self, state: &mut State, input: Input) {
         let change = match input {
-            Input::Node { name, facts } => state.cache.set_node(&name, *facts),
-            Input::NodeGone(name) => {
-                state.cache.remove_node(&name);
-                Change::Nothing
-            }
+            Input::Node(node) => state.cache.set_node(&node.0, node.1.clone()),
+            Input::NodeGone(name) => state.cache.remove_node(&name),
             Input::Pod(key, pod_state) => {
                 let change = state.cache.observe_pod(&key, &pod_state);
                 match pod_state {
@@ -135,16 +153,7 @@ impl Scheduler {
                         state.queue.add(pod, Instant::now())
                     }
                     PodState::Pending(_) => {}
-                    PodState::Assigned { .. } => {
-                        state.forget(&key);
-                        // A pod that others want to be near may have appeared.
-                        if change == Change::Nothing {
-                            Change::Retry
-                        } else {
-                            change
-                        };
-                    }
-                    PodState::Ignored => state.forget(&key),
+                    PodState::Assigned { .. } | PodState::Ignored => state.forget(&key),
                 }
                 change
             }
@@ -154,6 +163,10 @@ impl Scheduler {
             }
             Input::Synced => {
                 state.synced += 1;
+                Change::Nothing
+            }
+            Input::Unnoted(key) => {
+                state.told.remove(&key);
                 Change::Nothing
             }
             Input::Bound { pod, started, since, result } => self.bound(state, &pod, started, since, result),
@@ -176,8 +189,10 @@ impl Scheduler {
             Ok(node) => {
                 state.cache.assume(&node, pod.clone());
                 state.queue.pod_placed(Instant::now());
-                let (binder, sender) = (self.binder.clone(), sender.clone());
+                let (binder, sender, binds) = (self.binder.clone(), sender.clone(), state.binds.clone());
                 tokio::spawn(async move {
+                    // Never closed, so there always is a place in the end.
+                    let _place = binds.acquire_owned().await.ok();
                     let result = binder.bind(&pod, &node).await;
                     // A closed channel means that the loop has ended.
                     let _ = sender.send(Input::Bound { pod, started, since, result });
@@ -185,25 +200,34 @@ impl Scheduler {
             }
             Err(unschedulable) => {
                 self.metrics.attempted(Outcome::Unschedulable, started.elapsed().as_secs_f64());
-                state.queue.failed(&pod.key, true, Instant::now());
+                state.queue.failed(&pod.key, &pod.uid, true, Instant::now());
                 let message = unschedulable.to_string();
                 tracing::debug!(pod = %pod.key, "{message}");
-                self.tell(state, &pod, message);
+                self.tell(state, &pod, message, sender);
             }
         }
     }
 
     /// Tells people why a pod waits, each reason once until it changes.
-    fn tell(&self, state: &mut State, pod: &Arc<PodInfo>, message: String) {
+    fn tell(
+        &self,
+        state: &mut State,
+        pod: &Arc<PodInfo>,
+        message: String,
+        sender: &mpsc::UnboundedSender<Input>,
+    ) {
         self.binder.tell_failure(pod, &message);
         if state.told.get(&pod.key) == Some(&message) {
             return;
         }
         state.told.insert(pod.key.clone(), message.clone());
         let (binder, pod) = (self.binder.clone(), pod.clone());
+        let (sender, binds) = (sender.clone(), state.binds.clone());
         tokio::spawn(async move {
+            let _place = binds.acquire_owned().await.ok();
             if let Err(error) = binder.note_unschedulable(&pod, &message).await {
                 tracing::warn!(pod = %pod.key, "cannot note in the pod that it does not fit: {error}");
+                let _ = sender.send(Input::Unnoted(pod.key.clone()));
             }
         });
     }
@@ -221,22 +245,21 @@ impl Scheduler {
             Ok(()) => {
                 self.metrics.attempted(Outcome::Scheduled, took);
                 self.metrics.bound(since.elapsed().as_secs_f64());
-                state.forget(&pod.key);
+                state.queue.bound(&pod.key, &pod.uid);
                 Change::Nothing
             }
-            Err(BindError::Settled(error)) => {
-                tracing::debug!(pod = %pod.key, "not bound: {error}");
-                self.metrics.attempted(Outcome::Error, took);
-                // The watch will tell, or has told, what became of it.
-                state.forget(&pod.key);
-                state.cache.forget(&pod.key)
-            }
             Err(error) => {
-                tracing::warn!(pod = %pod.key, "cannot bind: {error}");
                 self.metrics.attempted(Outcome::Error, took);
-                self.binder.tell_failure(pod, &format!("binding rejected: {error}"));
-                state.queue.failed(&pod.key, false, Instant::now());
-                state.cache.forget(&pod.key)
+                match &error {
+                    // The watch tells what became of it, or has told already; until then it is tried again.
+                    BindError::Settled(_) => tracing::debug!(pod = %pod.key, "not bound: {error}"),
+                    BindError::Refused(_) => {
+                        tracing::warn!(pod = %pod.key, "cannot bind: {error}");
+                        self.binder.tell_failure(pod, &format!("binding rejected: {error}"));
+                    }
+                }
+                state.queue.failed(&pod.key, &pod.uid, false, Instant::now());
+                state.cache.forget(&pod.key, &pod.uid)
             }
         }
     }

@@ -65,10 +65,14 @@ fn required_anti_affinity(pod: &PodInfo) -> &[PodAffinityTerm] {
         .unwrap_or_default()
 }
 
-/// The domains of `term` that have a pod it matches.
-fn domains_with_match<'a>(term: &Term<'_>, nodes: &'a [Arc<NodeInfo>]) -> HashSet<&'a str> {
-    let with_match = nodes.iter().filter(|node| node.pods.iter().any(|pod| term.matches(pod)));
-    with_match.filter_map(|node| node.facts.label(term.topology_key)).collect()
+/// The domains of a topology that have a pod of this kind.
+fn domains_with<'a>(
+    topology_key: &str,
+    nodes: &'a [Arc<NodeInfo>],
+    is_meant: impl Fn(&PodInfo) -> bool,
+) -> HashSet<&'a str> {
+    let with_match = nodes.iter().filter(|node| node.pods.iter().any(|pod| is_meant(pod)));
+    with_match.filter_map(|node| node.facts.label(topology_key)).collect()
 }
 
 impl Filter for InterPodAffinity {
@@ -86,8 +90,24 @@ impl Filter for InterPodAffinity {
                 ])
             }));
         }
-        let near: Vec<(Term<'a>, HashSet<&'a str>)> = with_domains(pod, wanted, cycle.nodes);
-        let away: Vec<(Term<'a>, HashSet<&'a str>)> = with_domains(pod, avoided, cycle.nodes);
+        let terms =
+            |of: &'a [PodAffinityTerm]| of.iter().map(|term| Term::new(pod, term)).collect::<Vec<_>>();
+        let (wanted, avoided) = (terms(wanted), terms(avoided));
+        // To be near a pod, that pod must be what all terms ask for; any term is enough to stay away from it.
+        let wanted_domains: Vec<HashSet<&'a str>> = wanted
+            .iter()
+            .map(|term| {
+                domains_with(term.topology_key, cycle.nodes, |pod| wanted.iter().all(|t| t.matches(pod)))
+            })
+            .collect();
+        let near: Vec<_> = wanted.into_iter().zip(wanted_domains).collect();
+        let away: Vec<_> = avoided
+            .into_iter()
+            .map(|term| {
+                let domains = domains_with(term.topology_key, cycle.nodes, |pod| term.matches(pod));
+                (term, domains)
+            })
+            .collect();
         // (topology key, domain) that existing pods keep this pod out of.
         let mut closed: HashSet<(&'a str, &'a str)> = HashSet::new();
         for node in cycle.nodes {
@@ -127,20 +147,6 @@ impl Filter for InterPodAffinity {
             Ok(())
         }))
     }
-}
-
-fn with_domains<'a>(
-    pod: &'a PodInfo,
-    terms: &'a [PodAffinityTerm],
-    nodes: &'a [Arc<NodeInfo>],
-) -> Vec<(Term<'a>, HashSet<&'a str>)> {
-    let ready = terms.iter().map(|term| Term::new(pod, term));
-    ready
-        .map(|term| {
-            let domains = domains_with_match(&term, nodes);
-            (term, domains)
-        })
-        .collect()
 }
 
 impl Score for InterPodAffinity {

@@ -26,7 +26,20 @@ struct Domains<'a> {
 }
 
 impl<'a> Domains<'a> {
-    fn count(constraint: &'a TopologySpreadConstraint, cycle: &Cycle<'a>) -> Self {
+    /// The domains of all constraints that ask for this.
+    fn of(when_unsatisfiable: &str, cycle: &Cycle<'a>) -> Vec<Self> {
+        let constraints = cycle.pod.wishes.spread.iter();
+        let asked: Vec<_> = constraints.filter(|c| c.when_unsatisfiable == when_unsatisfiable).collect();
+        // Nodes outside a domain of one of them count for none.
+        let inside = |node: &NodeInfo| asked.iter().all(|c| node.facts.label(&c.topology_key).is_some());
+        asked.iter().map(|constraint| Self::count(constraint, cycle, &inside)).collect()
+    }
+
+    fn count(
+        constraint: &'a TopologySpreadConstraint,
+        cycle: &Cycle<'a>,
+        inside: &dyn Fn(&NodeInfo) -> bool,
+    ) -> Self {
         let mut selector = PodSelector::new(constraint.label_selector.as_ref());
         for key in constraint.match_label_keys.iter().flatten() {
             if let Some(value) = cycle.pod.label(key) {
@@ -34,7 +47,7 @@ impl<'a> Domains<'a> {
             }
         }
         let mut counts: HashMap<&str, i64> = HashMap::new();
-        for node in cycle.nodes {
+        for node in cycle.nodes.iter().filter(|node| inside(node)) {
             let Some(domain) = node.facts.label(&constraint.topology_key) else { continue };
             if !counts_for(constraint, cycle.pod, node) {
                 continue;
@@ -71,6 +84,10 @@ fn counts_for(constraint: &TopologySpreadConstraint, pod: &PodInfo, node: &NodeI
 }
 
 fn matching(node: &NodeInfo, namespace: &str, selector: &PodSelector) -> i64 {
+    // As upstream: a selector without requirements counts nobody.
+    if selector.is_everything() {
+        return 0;
+    }
     let counted =
         |pod: &&Arc<PodInfo>| &*pod.key.namespace == namespace && !pod.terminating && selector.matches(pod);
     node.pods.iter().filter(counted).count() as i64
@@ -82,8 +99,7 @@ impl Filter for PodTopologySpread {
     }
 
     fn prepare<'a>(&self, cycle: &Cycle<'a>) -> Option<Check<'a>> {
-        let hard = cycle.pod.wishes.spread.iter().filter(|c| c.when_unsatisfiable == "DoNotSchedule");
-        let domains: Vec<Domains<'a>> = hard.map(|constraint| Domains::count(constraint, cycle)).collect();
+        let domains = Domains::of("DoNotSchedule", cycle);
         if domains.is_empty() {
             return None;
         }
@@ -117,12 +133,7 @@ impl Score for PodTopologySpread {
         if wishes.spread.is_empty() {
             return spread_siblings(cycle, feasible);
         }
-        let soft: Vec<Domains<'_>> = wishes
-            .spread
-            .iter()
-            .filter(|c| c.when_unsatisfiable == "ScheduleAnyway")
-            .map(|constraint| Domains::count(constraint, cycle))
-            .collect();
+        let soft = Domains::of("ScheduleAnyway", cycle);
         if soft.is_empty() {
             return None;
         }
@@ -149,4 +160,73 @@ fn spread_siblings(cycle: &Cycle<'_>, feasible: &[Arc<NodeInfo>]) -> Option<Vec<
             as i64
     };
     normalize_reversed(&feasible.iter().map(siblings).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cache::NodeFacts;
+    use crate::pod::Wishes;
+    use crate::pod::tests::pod;
+    use crate::resources::Resources;
+
+    fn labelled(name: &str) -> PodInfo {
+        PodInfo { labels: [("app".into(), "web".into())].into(), ..pod(name, 0) }
+    }
+
+    /// `zone host pods`; a zone or host of `-` is none.
+    fn node(text: &str) -> Arc<NodeInfo> {
+        let mut parts = text.split(' ');
+        let mut labels: Vec<(Box<str>, Box<str>)> = Vec::new();
+        for key in ["zone", "host"] {
+            let value = parts.next().unwrap();
+            if value != "-" {
+                labels.push((key.into(), value.into()));
+            }
+        }
+        let count: usize = parts.next().unwrap().parse().unwrap();
+        let mut pods: Vec<_> = (0..count).map(|n| Arc::new(labelled(&format!("{text}-{n}")))).collect();
+        // Neither of these counts.
+        pods.push(Arc::new(PodInfo { terminating: true, ..labelled("going") }));
+        pods.push(Arc::new(pod("other", 0)));
+        Arc::new(NodeInfo {
+            name: text.into(),
+            facts: Arc::new(NodeFacts { labels: labels.into(), ..NodeFacts::default() }),
+            pods,
+            requested: Resources::default(),
+        })
+    }
+
+    #[test]
+    fn where_one_more_may_go() {
+        #[track_caller]
+        fn check(constraints: Value, nodes: &[&str], expected: &[bool]) {
+            let mut constraints: Vec<Value> = constraints.as_array().unwrap().clone();
+            for constraint in &mut constraints {
+                constraint["whenUnsatisfiable"] = "DoNotSchedule".into();
+                let selector = json!({"matchLabels": {"app": "web"}});
+                constraint.as_object_mut().unwrap().entry("labelSelector").or_insert(selector);
+            }
+            let spread = serde_json::from_value(constraints.into()).unwrap();
+            let pod = PodInfo { wishes: Box::new(Wishes { spread, ..Wishes::default() }), ..labelled("new") };
+            let nodes: Vec<_> = nodes.iter().map(|text| node(text)).collect();
+            let cycle = Cycle { pod: &pod, nodes: &nodes };
+            let verdict = PodTopologySpread.prepare(&cycle).unwrap();
+            assert_eq!(nodes.iter().map(|node| verdict(node).is_ok()).collect::<Vec<_>>(), expected);
+        }
+        let zone = |skew: i32| json!({"topologyKey": "zone", "maxSkew": skew});
+        let host = |skew: i32| json!({"topologyKey": "host", "maxSkew": skew});
+        check(json!([zone(1)]), &["a 1 2", "a 2 0", "b 3 1"], &[false, false, true]);
+        check(json!([zone(2)]), &["a 1 2", "b 3 1"], &[true, true]);
+        check(json!([zone(1)]), &["a 1 0", "- 2 0"], &[true, false]);
+        // A node outside one of the topologies counts for none: zone b is no domain, so a is the emptiest.
+        check(json!([zone(1), host(5)]), &["a 1 2", "b - 0"], &[true, false]);
+        // Fewer domains than wanted: as if there were an empty one.
+        let least = json!({"topologyKey": "zone", "maxSkew": 1, "minDomains": 3});
+        check(json!([least]), &["a 1 1", "b 2 0"], &[false, true]);
+        let everybody = json!({"topologyKey": "zone", "maxSkew": 1, "labelSelector": {}});
+        check(json!([everybody]), &["a 1 5", "b 2 0"], &[true, true]);
+    }
 }
