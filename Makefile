@@ -48,6 +48,7 @@ clippy:
 check: fmt clippy ## Formatting and lints
 
 unit: ## Unit and integration tests of every crate
+	cargo build -p kube-store # storage and API server are tested against it
 	cargo nextest run --workspace --exclude e2e
 
 e2e: test-packages ## End-to-end tests against real daemons and containers
