@@ -5,7 +5,7 @@
 //! among the allowed ones (an empty list allows all).
 
 use futures::future::BoxFuture;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use rustls::pki_types::UnixTime;
 
 use super::x509::{Authority, CaError, common_name};
@@ -56,12 +56,12 @@ impl FrontProxy {
         user.uid = first(credentials.headers, &self.config.uid_headers).unwrap_or_default().into();
         for header in &self.config.group_headers {
             let values = credentials.headers.get_all(header.as_str()).iter();
-            user.groups.extend(values.filter_map(|value| value.to_str().ok()).map(str::to_owned));
+            user.groups.extend(values.filter_map(utf8).map(str::to_owned));
         }
         for (header, value) in credentials.headers {
             let prefixes = self.config.extra_header_prefixes.iter();
             for prefix in prefixes.map(|prefix| prefix.to_ascii_lowercase()) {
-                if let (Some(key), Ok(value)) = (header.as_str().strip_prefix(&prefix), value.to_str()) {
+                if let (Some(key), Some(value)) = (header.as_str().strip_prefix(&prefix), utf8(value)) {
                     user.extra.entry(unescape(key)).or_default().push(value.to_owned());
                 }
             }
@@ -80,8 +80,13 @@ impl Authenticator for FrontProxy {
     }
 }
 
+/// Names may be any text, not only ASCII.
+fn utf8(value: &HeaderValue) -> Option<&str> {
+    std::str::from_utf8(value.as_bytes()).ok()
+}
+
 fn first<'a>(headers: &'a HeaderMap, names: &[String]) -> Option<&'a str> {
-    let values = names.iter().filter_map(|name| headers.get(name.as_str())?.to_str().ok());
+    let values = names.iter().filter_map(|name| headers.get(name.as_str()).and_then(utf8));
     values.map(str::trim).find(|value| !value.is_empty())
 }
 
@@ -115,7 +120,7 @@ pub(crate) fn unescape(key: &str) -> String {
 mod tests {
     use super::super::x509::tests::{ca, client};
     use super::*;
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderName;
 
     #[test]
     fn believes_allowed_proxies_only() {
@@ -131,12 +136,12 @@ mod tests {
         .unwrap();
         let mut headers = HeaderMap::new();
         for (name, value) in [
-            ("x-remote-user", "jane"),
+            ("x-remote-user", "jané"),
             ("x-remote-group", "a"),
             ("x-remote-group", "b"),
             ("x-remote-extra-acme.com%2fproject", "p"),
         ] {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         let check = |chain: &[rustls::pki_types::CertificateDer<'_>],
                      headers: &HeaderMap,
@@ -151,7 +156,7 @@ mod tests {
         };
         let empty = HeaderMap::new();
         let good = [client(&ours, "front-proxy-client", &[])];
-        let user = check(&good, &headers, Ok(Some("jane"))).unwrap().unwrap();
+        let user = check(&good, &headers, Ok(Some("jané"))).unwrap().unwrap();
         assert_eq!(user.groups, ["a", "b"]);
         assert_eq!(user.extra["acme.com/project"], ["p"]);
         check(&good, &empty, Ok(None)).unwrap();

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use super::front_proxy::unescape;
 use crate::authz::{Attributes, Authorizer, Decision};
@@ -27,25 +27,19 @@ impl Impersonation {
     /// None: the request does not impersonate.
     ///
     /// # Errors
-    /// A group, UID or extra without a user.
+    /// A group, UID or extra without a user; a value that is no UTF-8, because without it the request would go on as
+    /// somebody else.
     pub fn from_headers(headers: &HeaderMap) -> Result<Option<Self>, Status> {
-        let one = |name: &str| {
-            headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
-        };
+        let one = |name: &str| headers.get(name).map(utf8).transpose().map(Option::unwrap_or_default);
         let mut asked = Self {
-            name: one("impersonate-user"),
-            uid: one("impersonate-uid"),
-            groups: headers
-                .get_all("impersonate-group")
-                .iter()
-                .filter_map(|value| value.to_str().ok())
-                .map(str::to_owned)
-                .collect(),
+            name: one("impersonate-user")?,
+            uid: one("impersonate-uid")?,
+            groups: headers.get_all("impersonate-group").iter().map(utf8).collect::<Result<_, _>>()?,
             extra: BTreeMap::new(),
         };
         for (header, value) in headers {
-            if let (Some(key), Ok(value)) = (header.as_str().strip_prefix(EXTRA_PREFIX), value.to_str()) {
-                asked.extra.entry(unescape(key)).or_default().push(value.to_owned());
+            if let Some(key) = header.as_str().strip_prefix(EXTRA_PREFIX) {
+                asked.extra.entry(unescape(key)).or_default().push(utf8(value)?);
             }
         }
         if asked == Self::default() {
@@ -118,11 +112,16 @@ impl Impersonation {
     }
 }
 
+fn utf8(value: &HeaderValue) -> Result<String, Status> {
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(str::to_owned).map_err(|_| Status::bad_request("an impersonation header is not UTF-8"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::authz::{Reason, Rules};
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderName;
 
     /// Allows everything but the resource it names, and remembers nothing.
     struct AllBut(&'static str);
@@ -166,6 +165,15 @@ mod tests {
             &["system:serviceaccounts", "system:serviceaccounts:ns", "system:authenticated"],
         );
         assert_eq!(Impersonation::from_headers(&HeaderMap::new()), Ok(None));
+        let user = |bytes: &[u8]| {
+            let value = HeaderValue::from_bytes(bytes).unwrap();
+            Impersonation::from_headers(&HeaderMap::from_iter([(
+                HeaderName::from_static("impersonate-user"),
+                value,
+            )]))
+        };
+        assert_eq!(user("jürgen".as_bytes()).unwrap().unwrap().name, "jürgen");
+        assert!(user(b"j\xfcrgen").is_err());
         assert!(Impersonation::from_headers(&headers(&[("impersonate-group", "a")])).is_err());
     }
 

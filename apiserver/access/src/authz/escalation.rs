@@ -42,8 +42,11 @@ pub fn check_role(
     let rules = PolicyRule::parse_all(&new["rules"]);
     confirm_no_escalation(user, namespace, &rules, rbac)
         .map_err(|error| Status::forbidden(GROUP, resource, name, error))?;
-    let aggregates = kind == RoleKind::ClusterRole
-        && new["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|list| !list.is_empty());
+    // Taking a rule away would leave what it gathered so far.
+    let gathers = |role: &Value| {
+        role["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|list| !list.is_empty())
+    };
+    let aggregates = kind == RoleKind::ClusterRole && (gathers(new) || old.is_some_and(gathers));
     if aggregates && confirm_no_escalation(user, namespace, &everything(), rbac).is_err() {
         let error = "must have cluster-admin privileges to use an aggregationRule";
         return Err(Status::forbidden(GROUP, resource, name, error));
