@@ -97,17 +97,17 @@ async fn endpoints(server: &Arc<Server>) -> Result<(), Status> {
     addresses.retain(|address| address.is_ipv4() == server.address.is_ipv4());
     addresses.sort();
     addresses.dedup();
+    // Nobody left: what is known is better than nothing, for this server may be about to start again.
+    if addresses.is_empty() {
+        return Ok(());
+    }
     let port = json!({ "name": "https", "port": server.config.secure_port, "protocol": "TCP" });
     let own = Own::new(server);
     if let Some(served) = server.table.find("", "v1", "endpoints") {
-        let subsets = if addresses.is_empty() {
-            Value::Null
-        } else {
-            json!([{
-                "addresses": addresses.iter().map(|ip| json!({ "ip": ip.to_string() })).collect::<Value>(),
-                "ports": [port.clone()],
-            }])
-        };
+        let subsets = json!([{
+            "addresses": addresses.iter().map(|ip| json!({ "ip": ip.to_string() })).collect::<Value>(),
+            "ports": [port.clone()],
+        }]);
         let desired = json!({
             "kind": "Endpoints", "apiVersion": "v1",
             "metadata": {
@@ -137,22 +137,12 @@ async fn endpoints(server: &Arc<Server>) -> Result<(), Status> {
     Ok(())
 }
 
-/// The object with another value in one field; None if it has that value already (absent counts as empty).
+/// The object with another value in one field; None if it has that value already.
 fn replaced(current: &Value, field: &str, wanted: &Value) -> Option<Value> {
-    let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-    let present = &current[field];
-    if present == wanted || (empty(present) && empty(wanted)) {
+    if current[field] == *wanted {
         return None;
     }
     let mut next = current.clone();
-    match (next.as_object_mut(), wanted) {
-        (Some(map), Value::Null) => {
-            map.shift_remove(field);
-        }
-        (Some(map), wanted) => {
-            map.insert(field.into(), wanted.clone());
-        }
-        (None, _) => return None,
-    }
+    next.as_object_mut()?.insert(field.into(), wanted.clone());
     Some(next)
 }

@@ -71,6 +71,9 @@ struct Progress {
     shutting_down: AtomicBool,
 }
 
+/// How long the end waits for the store to forget this server; its lease runs out anyway.
+const LEAVE: Duration = Duration::from_secs(2);
+
 /// Runs a server until `stop`; returns when it has drained.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartError> {
     let started = Instant::now();
@@ -86,23 +89,28 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
         ..ServerTls::default()
     })?;
 
-    // Ends what belongs to storage, after the last request.
+    // Ends what runs beside the requests.
     let background = CancellationToken::new();
-    let (server, feed, progress) = build(config, background.clone())?;
+    let (server, feed, progress) = build(config)?;
     let serving = CancellationToken::new();
     let listener = Listener { tcp, tls };
     let served = tokio::spawn(listener.serve(Service::new(&server), serving.clone()));
     tracing::info!(%address, advertised = %server.advertised(), "Serving securely");
 
-    let startup = tokio::spawn(start(server.clone(), feed, progress.clone(), background.clone(), started));
+    let mut startup =
+        tokio::spawn(start(server.clone(), feed, progress.clone(), background.clone(), started));
     stop.cancelled().await;
-    startup.abort();
     progress.shutting_down.store(true, Ordering::Release);
     tracing::info!("Shutting down: readyz is false from now on");
+    // First of all this server leaves the endpoints of the kubernetes service: requests are served until all clients
+    // know that.
+    background.cancel();
+    if tokio::time::timeout(LEAVE, &mut startup).await.is_err() {
+        startup.abort();
+    }
     if !server.config.shutdown_delay_duration.is_zero() {
         tokio::time::sleep(server.config.shutdown_delay_duration).await;
     }
-    background.cancel();
     // Watches end, then connections drain.
     server.shutdown.cancel();
     serving.cancel();
@@ -113,10 +121,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
 }
 
 /// Everything that needs no store yet.
-fn build(
-    config: Config,
-    background: CancellationToken,
-) -> Result<(Arc<Server>, identity::Feed, Arc<Progress>), StartError> {
+fn build(config: Config) -> Result<(Arc<Server>, identity::Feed, Arc<Progress>), StartError> {
     let mut store = StoreConfig::new(config.etcd_servers.clone());
     store.prefix.clone_from(&config.etcd_prefix);
     if config.etcd_cafile.is_some() || config.etcd_certfile.is_some() {
@@ -125,7 +130,6 @@ fn build(
             client: config.etcd_certfile.clone().zip(config.etcd_keyfile.clone()),
         });
     }
-    let _ = background;
     let shutdown = CancellationToken::new();
     let storage = Storage::connect(store, CancellationToken::new())?;
     let enabled = versions(&config);
@@ -239,7 +243,7 @@ fn add_checks(checks: &Checks, storage: &Storage, progress: &Arc<Progress>) {
     );
 }
 
-/// Brings the server from serving to ready.
+/// Brings the server from serving to ready, then does what runs beside the requests.
 async fn start(
     server: Arc<Server>,
     feed: identity::Feed,
@@ -247,28 +251,36 @@ async fn start(
     background: CancellationToken,
     started: Instant,
 ) {
-    let mut pending = feed.start();
-    wait_for_store(&server).await;
-    if pending.wait_for(|left| *left == 0).await.is_err() {
+    if background.run_until_cancelled(become_ready(&server, feed, &progress)).await != Some(true) {
         return;
     }
-    progress.access_fed.store(true, Ordering::Release);
-    server.access.fed.store(true, Ordering::Release);
-    retry("bootstrap objects", || bootstrap::ensure(&server)).await;
-    progress.bootstrapped.store(true, Ordering::Release);
-    if let Err(error) = kubernetes_service::ensure(&server).await {
-        // The periodic pass tries again; the API itself does not depend on it.
-        tracing::warn!(%error, "ensuring the kubernetes service failed");
-    }
-    progress.service_ensured.store(true, Ordering::Release);
     tracing::info!(after = ?started.elapsed(), "Ready");
     keelson_component_base::systemd::notify_ready();
     tokio::join!(
         kubernetes_service::run(server.clone(), background.clone()),
         repair::run(server.clone(), background.clone()),
-        bootstrap::aggregate(server.clone()),
-        forget(server.clone(), background),
+        background.run_until_cancelled(bootstrap::aggregate(server.clone())),
+        forget(server.clone(), background.clone()),
     );
+}
+
+/// False: the storage ended before its state had been seen.
+async fn become_ready(server: &Arc<Server>, feed: identity::Feed, progress: &Progress) -> bool {
+    let mut pending = feed.start();
+    wait_for_store(server).await;
+    if pending.wait_for(|left| *left == 0).await.is_err() {
+        return false;
+    }
+    progress.access_fed.store(true, Ordering::Release);
+    server.access.fed.store(true, Ordering::Release);
+    retry("bootstrap objects", || bootstrap::ensure(server)).await;
+    progress.bootstrapped.store(true, Ordering::Release);
+    if let Err(error) = kubernetes_service::ensure(server).await {
+        // The periodic pass tries again; the API itself does not depend on it.
+        tracing::warn!(%error, "ensuring the kubernetes service failed");
+    }
+    progress.service_ensured.store(true, Ordering::Release);
+    true
 }
 
 /// Waits for the caches, saying why it takes long.
