@@ -75,7 +75,8 @@ impl Write<'_> {
         let result = self.create_prepared(object, &name, qualified).await;
         match &result {
             Ok(_) if !self.options.dry_run => allocated.keep(),
-            _ => allocated.release().await,
+            Ok(_) => allocated.release(None).await,
+            Err((status, _)) => allocated.release(Some(status)).await,
         }
         result
     }

@@ -17,9 +17,12 @@ impl Allocated<'_> {
     /// The write happened: the allocations are the object's.
     pub fn keep(self) {}
 
-    /// The write did not happen.
-    pub async fn release(self) {
-        if let Some((services, allocations)) = self.0 {
+    /// The write did not happen (None: another writer was faster). Of a store that did not answer nobody knows whether
+    /// it wrote: then nothing is given back, or two Services could end up with one address; the repair finds what
+    /// nobody holds.
+    pub async fn release(self, failure: Option<&Status>) {
+        let unknown = failure.is_some_and(|status| status.code >= 500);
+        if let Some((services, allocations)) = self.0.filter(|_| !unknown) {
             services.release(&allocations).await;
         }
     }
