@@ -5,6 +5,7 @@
 //! may look like from `keelson_schema`, who may do what from `keelson_access`. The server holds no state of its own:
 //! any number of them run side by side.
 
+pub mod authorization;
 pub mod config;
 pub mod discovery;
 pub mod encoding;

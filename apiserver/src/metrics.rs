@@ -8,7 +8,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
 
-use crate::{endpoints::Call, http::chain::Exchange, request::RequestInfo};
+use crate::{endpoints::Call, http::chain::Exchange, request::RequestInfo, served::Table};
 
 /// The buckets of upstream's request durations, without the ones between that nobody reads.
 const BUCKETS: &[f64] =
@@ -55,7 +55,9 @@ fn scope(info: &RequestInfo) -> &'static str {
 }
 
 impl RequestLabels {
-    pub fn of(exchange: &Exchange) -> Self {
+    /// A path that names nothing that is served is told apart by nothing: anybody can ask for any path, and each set of
+    /// labels is kept for ever.
+    pub fn of(exchange: &Exchange, table: &Table) -> Self {
         let info = &exchange.info;
         let verb = match info.verb.as_str() {
             "create" => "POST",
@@ -76,7 +78,7 @@ impl RequestLabels {
         let connects = info.resource.as_ref().is_some_and(|path| {
             matches!(path.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy")
         });
-        let path = info.resource.clone().unwrap_or_default();
+        let path = info.resource.as_ref().filter(|path| table.serves(path)).cloned().unwrap_or_default();
         RequestLabels {
             verb: if connects { "CONNECT" } else { verb }.into(),
             dry_run: exchange.query.get("dryRun").filter(|value| *value == "All").unwrap_or_default().into(),
@@ -175,8 +177,8 @@ impl Metrics {
         })
     }
 
-    pub fn long_running_exchange(&self, exchange: &Exchange) -> LongRunning {
-        self.long_running_of(RequestLabels::of(exchange))
+    pub fn long_running_exchange(&self, exchange: &Exchange, table: &Table) -> LongRunning {
+        self.long_running_of(RequestLabels::of(exchange, table))
     }
 
     fn long_running_of(&self, labels: RequestLabels) -> LongRunning {

@@ -9,7 +9,7 @@ use keelson_schema::types::{Schemas, TypeRef};
 use keelson_storage::{Key, Object, Resource, ResourceConfig, Storage, TypeMeta};
 use serde_json::Value;
 
-use crate::status::Qualified;
+use crate::{request::ResourcePath, status::Qualified};
 
 /// One served kind.
 #[derive(Clone)]
@@ -94,6 +94,13 @@ impl Table {
             .get(plural)?
             .iter()
             .find(|served| served.kind.resource.group == group && served.kind.resource.version == version)
+    }
+
+    /// Whether a path names a resource, and a subresource if any, that exists.
+    pub fn serves(&self, path: &ResourcePath) -> bool {
+        self.find(&path.group, &path.version, &path.resource).is_some_and(|served| {
+            path.subresource.is_empty() || served.kind.resource.subresource(&path.subresource).is_some()
+        })
     }
 
     /// Any version of a resource.

@@ -4,6 +4,7 @@
 //! the verb's module; every `Err(Status)` becomes a response here and nowhere else.
 
 mod delete;
+mod eviction;
 mod nonresource;
 mod patch;
 mod pods;
@@ -17,7 +18,7 @@ mod write;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use keelson_access::user::UserInfo;
 
 use crate::{
@@ -86,8 +87,23 @@ async fn dispatch(server: &Arc<Server>, exchange: Exchange) -> Result<Response, 
     {
         return Ok(body::not_found());
     }
-    if !resource.namespaced && !path.namespace.is_empty() && !served.is("", "namespaces") {
+    // A Namespace is in itself and in no other: the request was authorized in the namespace of the path.
+    let in_itself = served.is("", "namespaces") && path.namespace == path.name;
+    if !resource.namespaced && !path.namespace.is_empty() && !in_itself {
         return Ok(body::not_found());
+    }
+    let verb = exchange.info.verb.as_str();
+    if (!path.rest.is_empty() && path.subresource != "proxy")
+        || (verb == "watch" && !path.subresource.is_empty())
+    {
+        return Ok(body::not_found());
+    }
+    // All namespaces are read at once, never written; the old watch paths are read only, too.
+    let reading = matches!(verb, "get" | "list" | "watch");
+    if (resource.namespaced && path.namespace.is_empty() && !reading)
+        || (verb == "watch" && !matches!(*exchange.request.method(), Method::GET | Method::HEAD))
+    {
+        return Err(Status::method_not_allowed());
     }
     if matches!(path.subresource.as_str(), "proxy" | "exec" | "attach" | "portforward" | "log") {
         return streams::serve(server, &served, &path, exchange).await;
@@ -121,7 +137,7 @@ impl Call {
             "" => self.main().await,
             "scale" => scale::serve(&self).await,
             "binding" => pods::binding(&self, &self.path.name).await,
-            "eviction" => pods::eviction(&self).await,
+            "eviction" => eviction::serve(&self).await,
             "token" => token::serve(&self).await,
             // These write the object itself, each within its own scope.
             "status" | "finalize" | "ephemeralcontainers" | "resize" | "approval" => match self.verb.as_str()
@@ -147,9 +163,7 @@ impl Call {
             "get" => read::get(self).await,
             "list" => read::list(self).await,
             "watch" => watch::serve(self).await,
-            "create" if self.path.name.is_empty() || self.served.is("", "namespaces") => {
-                write::create(self).await
-            }
+            "create" if self.path.name.is_empty() => write::create(self).await,
             "update" | "patch" if self.path.name.is_empty() => Err(Status::method_not_allowed()),
             "update" => write::update(self).await,
             "patch" => patch::serve(self).await,

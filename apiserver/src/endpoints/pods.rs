@@ -1,22 +1,22 @@
-//! Verbs that only pods have: binding to a node and eviction.
+//! Binding a pod to a node.
 
 use keelson_schema::types::Schemas;
-use keelson_storage::{Change, Object, Preconditions, UpdateError};
+use keelson_storage::{Change, Preconditions, UpdateError};
 use serde_json::{Value, json};
 
 use super::Call;
 use crate::{
     encoding,
-    generic::{decode, delete::Deleted, errors, metadata, selectors},
+    generic::{decode, errors, metadata},
     http::body::Response,
-    request::{DeleteOptions, options::WriteOptions},
+    request::options::WriteOptions,
     status::{Cause, Qualified, Status},
 };
 
-const PODS: Qualified<'static> = Qualified { group: "", name: "pods" };
+pub(super) const PODS: Qualified<'static> = Qualified { group: "", name: "pods" };
 
 /// Decodes the body of a subresource that has a kind of its own.
-fn body(call: &Call, options: &WriteOptions, gvk: (&str, &str, &str)) -> Result<Value, Status> {
+pub(super) fn body(call: &Call, options: &WriteOptions, gvk: (&str, &str, &str)) -> Result<Value, Status> {
     let (group, version, kind) = gvk;
     let ty = Schemas::builtin()
         .of(group, version, kind)
@@ -29,7 +29,8 @@ fn body(call: &Call, options: &WriteOptions, gvk: (&str, &str, &str)) -> Result<
     Ok(object)
 }
 
-fn created(call: &Call) -> Result<Response, Status> {
+/// The answer to a binding or an eviction.
+pub(super) fn created(call: &Call) -> Result<Response, Status> {
     let representation = encoding::accept::negotiate(&call.headers, false)?;
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
@@ -125,118 +126,35 @@ fn bound(pod: &Value, binding: &Value, node: &str) -> Result<Value, Status> {
             }
         }
     }
-    let condition = json!({
-        "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": metadata::now(),
-    });
-    if !pod["status"].is_object() {
-        pod["status"] = json!({});
-    }
-    match pod["status"]["conditions"].as_array_mut() {
-        None => pod["status"]["conditions"] = json!([condition]),
-        Some(conditions) => match conditions.iter_mut().find(|known| known["type"] == "PodScheduled") {
-            Some(known) => *known = condition,
-            None => conditions.push(condition),
-        },
-    }
+    set_condition(
+        &mut pod,
+        json!({
+            "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": metadata::now(),
+        }),
+    );
     Ok(pod)
 }
 
-/// `pods/<name>/eviction`: a delete that asks the disruption budgets first.
-pub async fn eviction(call: &Call) -> Result<Response, Status> {
-    if call.verb != "create" {
-        return Err(Status::method_not_allowed());
+/// Puts a condition in the place of the one of its type, or behind the others. The time of the transition stays where
+/// the status does.
+pub(super) fn set_condition(object: &mut Value, mut condition: Value) {
+    if !object["status"].is_object() {
+        object["status"] = json!({});
     }
-    let mut options = WriteOptions::from_query(&call.query, "CreateOptions")?;
-    let mut eviction = body(call, &options, ("policy", "v1", "Eviction"))?;
-    let name = call.path.name.as_str();
-    let named = metadata::name(&eviction);
-    if !named.is_empty() && named != name {
-        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
-    }
-    let delete_options: DeleteOptions = match eviction.get("deleteOptions") {
-        None | Some(Value::Null) => DeleteOptions::default(),
-        Some(value) => serde_json::from_value(value.clone())
-            .map_err(|error| Status::bad_request(format!("deleteOptions: {error}")))?,
+    let conditions = &mut object["status"]["conditions"];
+    let Some(conditions) = conditions.as_array_mut() else {
+        *conditions = json!([condition]);
+        return;
     };
-    options.dry_run |= delete_options.validate()?;
-    let write = call.write(&options, "");
-    write.admit_create(name, &mut eviction).await?;
-    let Some(pods) = &call.served.resource else { return Err(Status::no_such_resource()) };
-    let pod = pods
-        .get(call.served.key(call.namespace(), name), keelson_storage::ReadVersion::Latest)
-        .await
-        .map_err(|error| errors::storage(error, PODS, name))?;
-    let finished = matches!(pod.field("status.phase"), Some("Succeeded" | "Failed" | "Pending"));
-    if !finished {
-        disrupt(call, &pod, options.dry_run).await?;
-    }
-    let mut write = call.write(&options, "");
-    write.subresource = "";
-    match write.delete(name, &delete_options).await? {
-        Deleted::Gone(_) | Deleted::Pending(_) | Deleted::Imagined { .. } => created(call),
-    }
-}
-
-/// Takes one disruption from the budget of the pod, if it has one.
-async fn disrupt(call: &Call, pod: &Object, dry_run: bool) -> Result<(), Status> {
-    let Some(budgets) = call
-        .server
-        .table
-        .find("policy", "v1", "poddisruptionbudgets")
-        .and_then(|served| served.resource.as_ref())
-    else {
-        return Ok(());
-    };
-    let matching: Vec<_> = budgets
-        .cached_list(pod.namespace())
-        .into_iter()
-        .filter(|budget| {
-            let selector = &budget.value()["spec"]["selector"];
-            selector.is_object() && selectors::label_selector_matches(selector, pod)
-        })
-        .collect();
-    let budget = match matching.as_slice() {
-        [] => return Ok(()),
-        [one] => one,
-        _ => {
-            return Err(Status::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
+    match conditions.iter_mut().find(|known| known["type"] == condition["type"]) {
+        Some(known) => {
+            if known["status"] == condition["status"] && known["lastTransitionTime"].is_string() {
+                condition["lastTransitionTime"] = known["lastTransitionTime"].take();
+            }
+            *known = condition;
         }
-    };
-    let refused = |budget: &Value| {
-        let name = metadata::name(budget);
-        let (healthy, desired) = (&budget["status"]["currentHealthy"], &budget["status"]["desiredHealthy"]);
-        Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0)
-            .with_cause(Cause {
-                reason: "DisruptionBudget".into(),
-                message: format!(
-                    "The disruption budget {name} needs {desired} healthy pods and has {healthy} currently"
-                ),
-                field: String::new(),
-            })
-    };
-    let group = Qualified { group: "policy", name: "poddisruptionbudgets" };
-    budgets
-        .update(budget.key(), &Preconditions::default(), |current| {
-            let allowed = current.value["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
-            if allowed <= 0 {
-                return Err(refused(&current.value));
-            }
-            if dry_run {
-                return Ok(Change::Keep);
-            }
-            let mut next = current.value.clone();
-            next["status"]["disruptionsAllowed"] = (allowed - 1).into();
-            if !next["status"]["disruptedPods"].is_object() {
-                next["status"]["disruptedPods"] = json!({});
-            }
-            next["status"]["disruptedPods"][pod.name()] = metadata::now().into();
-            Ok(Change::Write(next))
-        })
-        .await
-        .map_err(|error| errors::update(error, group, budget.name()))?;
-    Ok(())
+        None => conditions.push(condition),
+    }
 }
 
 #[cfg(test)]

@@ -138,6 +138,12 @@ fn access(call: &Call, mut review: Value, user: &UserInfo) -> Result<Value, Stat
                 ..Attributes::of(user)
             })
         }
+        (false, true) if call.served.kind.resource.namespaced => {
+            return Err(invalid(
+                call,
+                Cause::invalid("spec.nonResourceAttributes", path, "disallowed on this kind of request"),
+            ));
+        }
         (false, true) => call.server.access.authorizer.authorize(&Attributes {
             verb: text(path, "verb"),
             path: text(path, "path"),

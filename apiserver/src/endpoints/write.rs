@@ -12,9 +12,6 @@ pub async fn create(call: &Call) -> Result<Response, Status> {
     call.representation()?;
     let options = WriteOptions::from_query(&call.query, "CreateOptions")?;
     let encoding = decode::encoding(&call.headers)?;
-    if call.served.kind.resource.namespaced && call.path.namespace.is_empty() {
-        return Err(Status::method_not_allowed());
-    }
     let object =
         decode::object(&call.served, &call.body, encoding, options.field_validation, &call.warnings)?;
     let manager = call.manager(&options);

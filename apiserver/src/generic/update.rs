@@ -5,14 +5,17 @@
 
 use std::sync::Arc;
 
-use keelson_access::admission::Operation;
+use keelson_access::{admission::Operation, authz::Attributes};
 use keelson_registry::Scope;
 use keelson_schema::apply::{self, Writer};
 use keelson_storage::{Change, Current, Error, Object, Updated};
 use serde_json::Value;
 
 use super::{Subject, Write, create::Outcome, errors, escalation, hooks, metadata, privileged};
-use crate::status::{Cause, Status};
+use crate::{
+    authorization,
+    status::{Cause, Status},
+};
 
 /// Rounds before a busy object is answered with a conflict.
 const ATTEMPTS: usize = 8;
@@ -63,6 +66,7 @@ impl Write<'_> {
                 }
                 Err(Error::NotFound { .. }) => {
                     let object = make(None)?;
+                    self.authorize_create(name)?;
                     match self.create(object, name).await {
                         Ok(outcome) => return Ok(Written { outcome, created: true }),
                         // Somebody else created it meanwhile: now it is an update.
@@ -81,6 +85,25 @@ impl Write<'_> {
             }
         }
         Err(Status::modified(qualified, name))
+    }
+
+    /// Who may update or patch may not create by that.
+    fn authorize_create(&self, name: &str) -> Result<(), Status> {
+        let resource = &self.served.kind.resource;
+        authorization::decide(
+            self.server,
+            &Attributes {
+                verb: "create",
+                namespace: self.namespace,
+                api_group: &resource.group,
+                api_version: &resource.version,
+                resource: &resource.plural,
+                subresource: self.subresource,
+                name,
+                resource_request: true,
+                ..Attributes::of(self.user)
+            },
+        )
     }
 
     async fn attempt<F>(&self, current: &Current, name: &str, make: &mut F) -> Result<Option<Outcome>, Status>
@@ -118,7 +141,8 @@ impl Write<'_> {
         let result = self.attempt_prepared(current, old, new, name).await;
         match &result {
             Ok(Some(_)) if !self.options.dry_run => allocated.keep(),
-            _ => allocated.release().await,
+            Ok(_) => allocated.release(None).await,
+            Err(status) => allocated.release(Some(status)).await,
         }
         if let Ok(Some(Outcome::Stored(stored))) = &result
             && self.served.is("", "services")

@@ -2,16 +2,15 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use keelson_access::{
     authn::{Credentials, impersonation::Impersonation as Asked},
-    authz::{Attributes, Decision},
-    status::Status as Refusal,
+    authz::Attributes,
     user,
 };
 use keelson_objects::fields::FieldSelector;
@@ -22,6 +21,8 @@ use super::{
     chain::{Exchange, Filter, Next},
 };
 use crate::{
+    authorization::{decide, refusal},
+    config::Config,
     metrics::RequestLabels,
     request::{Query, RequestInfo},
     server::Server,
@@ -75,7 +76,7 @@ pub struct Metrics(pub Arc<Server>);
 impl Filter for Metrics {
     fn call<'a>(&'a self, exchange: Exchange, next: Next<'a>) -> BoxFuture<'a, Response> {
         Box::pin(async move {
-            let labels = RequestLabels::of(&exchange);
+            let labels = RequestLabels::of(&exchange, &self.0.table);
             let long_running = exchange.info.is_long_running();
             let started = Instant::now();
             let uri = tracing::enabled!(tracing::Level::DEBUG).then(|| exchange.request.uri().clone());
@@ -148,7 +149,7 @@ impl Filter for Warnings {
         let warnings = exchange.warnings.clone();
         Box::pin(async move {
             let mut response = next.run(exchange).await;
-            for text in warnings.take() {
+            for text in fitting(warnings.take()) {
                 let quoted: String = text
                     .chars()
                     .filter(|c| !c.is_control())
@@ -165,6 +166,25 @@ impl Filter for Warnings {
             response
         })
     }
+}
+
+/// Clients refuse a response whose headers are too long, so beyond this many characters in all, each warning is cut and
+/// the last ones are left out (upstream's figures).
+const ALL_WARNINGS: usize = 4096;
+const ONE_WARNING: usize = 256;
+
+fn fitting(warnings: Vec<String>) -> Vec<String> {
+    let length = |text: &String| text.chars().count();
+    if warnings.iter().map(length).sum::<usize>() <= ALL_WARNINGS {
+        return warnings;
+    }
+    let mut written = 0;
+    let cut = warnings.into_iter().map(|text| text.chars().take(ONE_WARNING).collect::<String>());
+    cut.take_while(|text| {
+        written += length(text);
+        written <= ALL_WARNINGS
+    })
+    .collect()
 }
 
 /// Finds out who asks. Refused credentials are a 401, absent ones the anonymous user (or a 401).
@@ -190,10 +210,36 @@ impl Filter for Authentication {
                     return failure(&refusal(&self.0, Status::unauthorized()));
                 }
             }
-            // Nothing behind this filter needs the secret.
-            exchange.request.headers_mut().remove(header::AUTHORIZATION);
+            // Nothing behind this filter needs the secret, and nothing that a request is passed on to may believe
+            // what only a front proxy may say.
+            let headers = exchange.request.headers_mut();
+            headers.remove(header::AUTHORIZATION);
+            remove_identity(headers, &self.0.config);
             next.run(exchange).await
         })
+    }
+}
+
+/// Removes the headers by which front proxies name users.
+fn remove_identity(headers: &mut HeaderMap, config: &Config) {
+    let named = [
+        &config.requestheader_username_headers,
+        &config.requestheader_uid_headers,
+        &config.requestheader_group_headers,
+    ];
+    for name in named.into_iter().flatten() {
+        headers.remove(name.as_str());
+    }
+    remove_prefixed(headers, &config.requestheader_extra_headers_prefix);
+}
+
+fn remove_prefixed(headers: &mut HeaderMap, prefixes: &[impl AsRef<str>]) {
+    // Names in a header map are in lower case.
+    let prefixes: Vec<String> = prefixes.iter().map(|prefix| prefix.as_ref().to_ascii_lowercase()).collect();
+    let wanted = |name: &&HeaderName| prefixes.iter().any(|prefix| name.as_str().starts_with(prefix));
+    let names: Vec<HeaderName> = headers.keys().filter(wanted).cloned().collect();
+    for name in names {
+        headers.remove(name);
     }
 }
 
@@ -215,15 +261,7 @@ impl Filter for Impersonation {
                 tracing::debug!(by = %exchange.user.name, user = %user.name, "impersonation");
                 exchange.user = user;
                 // A target that the request is passed on to must not take them for its caller's.
-                let names: Vec<HeaderName> = exchange
-                    .headers()
-                    .keys()
-                    .filter(|name| name.as_str().starts_with("impersonate-"))
-                    .cloned()
-                    .collect();
-                for name in names {
-                    exchange.request.headers_mut().remove(name);
-                }
+                remove_prefixed(exchange.request.headers_mut(), &["impersonate-"]);
             }
             next.run(exchange).await
         })
@@ -319,20 +357,29 @@ fn authorize(server: &Server, exchange: &Exchange) -> Result<(), Status> {
     )
 }
 
-fn decide(server: &Server, attributes: &Attributes<'_>) -> Result<(), Status> {
-    match server.access.authorizer.authorize(attributes) {
-        Decision::Allow(_) => Ok(()),
-        other => Err(refusal(server, Refusal::denied(attributes, other.reason()).into())),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// What a refused client is told. A server that has just started does not know all roles and accounts yet: it asks to
-/// come back instead of telling clients that they may not do what they may.
-fn refusal(server: &Server, status: Status) -> Status {
-    if server.access.fed.load(Ordering::Acquire) {
-        status
-    } else {
-        Status::service_unavailable("the server is starting: it has not read all roles and accounts yet")
-            .retry_after(1)
+    #[test]
+    fn warnings_fit_into_headers() {
+        let check = |warnings: Vec<String>, count: usize, longest: usize| {
+            let fitting = fitting(warnings);
+            let found = fitting.iter().map(|text| text.chars().count()).max();
+            assert_eq!((fitting.len(), found), (count, Some(longest)));
+        };
+        check(vec!["a".repeat(4000), "b".into()], 2, 4000);
+        check(vec!["é".repeat(5000), "b".into()], 2, 256);
+        check((0..1000).map(|n| format!("{n:0>300}")).collect(), 16, 256);
+    }
+
+    #[test]
+    fn prefixed_headers_go() {
+        let mut headers = HeaderMap::new();
+        for name in ["x-remote-extra-a", "x-remote", "impersonate-user"] {
+            headers.insert(name, HeaderValue::from_static("x"));
+        }
+        remove_prefixed(&mut headers, &["X-Remote-Extra-", "impersonate-"]);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-remote"]);
     }
 }

@@ -127,12 +127,17 @@ async fn connection(
         .peer_certificates()
         .map(|chain| chain.iter().map(|certificate| certificate.clone().into_owned()).collect())
         .unwrap_or_default();
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let peer = Arc::new(Peer { address, certificates });
     let handler = service_fn(move |request| {
         let (service, peer) = (service.clone(), peer.clone());
         async move { Ok::<_, Infallible>(service.handle(peer, request).await) }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // What TLS has agreed on, so that nobody can sit on a connection by never saying which it is.
+    let mut builder = match http2 {
+        true => auto::Builder::new(TokioExecutor::new()).http2_only(),
+        false => auto::Builder::new(TokioExecutor::new()).http1_only(),
+    };
     builder
         .http1()
         .timer(TokioTimer::new())

@@ -73,7 +73,7 @@ pub fn build(config: &Config, table: &Table) -> Result<(Access, Feed), AccessErr
             }
         },
         service_accounts: Some(ServiceAccountTokens::new(tokens.clone(), state.clone(), freshness.clone())),
-        anonymous: if config.anonymous_auth { Anonymous::Everywhere } else { Anonymous::Off },
+        anonymous: anonymous(config),
     };
     let mut modes: Vec<Arc<dyn Authorizer>> = Vec::new();
     for mode in &config.authorization_mode {
@@ -112,6 +112,19 @@ pub fn build(config: &Config, table: &Table) -> Result<(Access, Feed), AccessErr
         fed: AtomicBool::new(false),
     };
     Ok((access, Feed { observers, progress }))
+}
+
+/// Nobody in particular may do anything where everything is allowed: as upstream, the flag is overruled then.
+fn anonymous(config: &Config) -> Anonymous {
+    let everything_is_allowed = config.authorization_mode.iter().any(|mode| mode == "AlwaysAllow");
+    match (config.anonymous_auth, everything_is_allowed) {
+        (false, _) => Anonymous::Off,
+        (true, false) => Anonymous::Everywhere,
+        (true, true) => {
+            tracing::warn!("--anonymous-auth is not allowed with the AlwaysAllow authorizer: it is off");
+            Anonymous::Off
+        }
+    }
 }
 
 fn tokens(config: &Config) -> Result<Tokens, AccessError> {

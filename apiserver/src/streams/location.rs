@@ -216,15 +216,27 @@ fn split_name(text: &str) -> Result<(Scheme, &str, &str), Status> {
 }
 
 /// The request's own path behind `/proxy`, undecoded, and its query.
-fn rest(exchange: &Exchange) -> String {
+fn rest(exchange: &Exchange, namespaced: bool) -> String {
     let uri = exchange.request.uri();
-    let path = uri.path();
-    let after = path.split_once("/proxy").map_or("", |(_, after)| after);
-    let after = if after.is_empty() { "/" } else { after };
+    let after = behind_proxy(uri.path(), namespaced);
     match uri.query() {
         Some(query) => format!("{after}?{query}"),
         None => after.to_string(),
     }
+}
+
+/// Names may contain `proxy`, so the place is counted: `api/v1/nodes/x/proxy`, `api/v1/namespaces/x/pods/x/proxy`.
+fn behind_proxy(path: &str, namespaced: bool) -> &str {
+    let segments = if namespaced { 7 } else { 5 };
+    // As in the parsing of the path, slashes before it are no segments.
+    let mut rest = path.trim_start_matches('/');
+    for _ in 0..segments {
+        match rest.find('/') {
+            Some(slash) => rest = &rest[slash + 1..],
+            None => return "/",
+        }
+    }
+    &path[path.len() - rest.len() - 1..]
 }
 
 pub async fn node_proxy(
@@ -236,11 +248,23 @@ pub async fn node_proxy(
     let (host, port) = kubelet(server, name).await?;
     let port_given = given.parse::<u16>().ok();
     // A port other than the kubelet's is some other server on the node.
-    let (scheme, port) = match port_given {
-        Some(given) if given != port => (scheme, given),
-        _ => (Scheme::Kubelet, port),
+    let (scheme, host, port) = match port_given {
+        Some(given) if given != port => (scheme, guarded(&host, given).await?, given),
+        _ => (Scheme::Kubelet, host, port),
     };
-    Ok(Location { scheme, host, port, path_and_query: rest(exchange) })
+    Ok(Location { scheme, host, port, path_and_query: rest(exchange, false) })
+}
+
+/// An address of a host that may be a name; the address, so that it is the one that was looked at.
+async fn guarded(host: &str, port: u16) -> Result<String, Status> {
+    let unknown = |error| Status::bad_request(format!("address not allowed: {error}"));
+    let mut addresses = tokio::net::lookup_host((host, port)).await.map_err(unknown)?;
+    let first = addresses.next().ok_or_else(|| Status::bad_request("address not allowed"))?.ip().to_string();
+    guard(&first)?;
+    for other in addresses {
+        guard(&other.ip().to_string())?;
+    }
+    Ok(first)
 }
 
 pub async fn pod_proxy(
@@ -270,7 +294,7 @@ pub async fn pod_proxy(
             .ok_or_else(|| Status::bad_request(format!("invalid port {port:?} of pod {name}")))?,
     };
     guard(host)?;
-    Ok(Location { scheme, host: host.to_string(), port, path_and_query: rest(exchange) })
+    Ok(Location { scheme, host: host.to_string(), port, path_and_query: rest(exchange, true) })
 }
 
 /// Pods and endpoints are written by users: they must not lead this server to itself or to link-local services.
@@ -340,12 +364,24 @@ pub async fn service_proxy(
     }
     let (host, port) = targets.swap_remove(rand::rng().random_range(0..targets.len()));
     guard(&host)?;
-    Ok(Location { scheme, host, port, path_and_query: rest(exchange) })
+    Ok(Location { scheme, host, port, path_and_query: rest(exchange, true) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_behind_proxy_is_passed_on() {
+        let check = |path: &str, namespaced: bool, expected: &str| {
+            assert_eq!(behind_proxy(path, namespaced), expected, "{path}");
+        };
+        check("/api/v1/nodes/n/proxy", false, "/");
+        check("/api/v1/nodes/proxy-1/proxy/pods/", false, "/pods/");
+        check("/api/v1/namespaces/proxy/services/proxy:80/proxy/a%20b", true, "/a%20b");
+        check("//api/v1/namespaces/n/pods/p/proxy//x", true, "//x");
+        check("/api/v1/namespaces/n/pods/p/proxy/", true, "/");
+    }
 
     #[test]
     fn names_split() {

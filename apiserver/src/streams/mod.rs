@@ -13,12 +13,16 @@ use std::sync::Arc;
 
 use http::Method;
 use http_body_util::BodyExt;
-use keelson_access::admission::{AdmissionRequest, Operation};
+use keelson_access::{
+    admission::{AdmissionRequest, Operation},
+    authz::Attributes,
+};
 use serde_json::{Value, json};
 
 pub use dial::{Kubelet, KubeletConfigError};
 
 use crate::{
+    authorization::decide,
     http::{
         body::{self, Response},
         chain::Exchange,
@@ -46,10 +50,28 @@ pub async fn serve(
     if !allowed {
         return Err(Status::method_not_allowed());
     }
+    if tunnels(subresource) && exchange.info.verb != "create" {
+        // Who opens a tunnel by GET (browsers must, for WebSockets) needs more than the right to read.
+        decide(
+            server,
+            &Attributes {
+                verb: "create",
+                namespace: &path.namespace,
+                api_group: &path.group,
+                api_version: &path.version,
+                resource: &path.resource,
+                subresource,
+                name: &path.name,
+                resource_request: true,
+                path: &exchange.info.path,
+                ..Attributes::of(&exchange.user)
+            },
+        )?;
+    }
     if subresource != "log" {
         admit(server, served, path, &exchange).await?;
     }
-    let _running = server.metrics.long_running_exchange(&exchange);
+    let _running = server.metrics.long_running_exchange(&exchange, &server.table);
     let location = match (path.resource.as_str(), subresource) {
         ("pods", "log") => match location::log(server, path, &exchange.query).await? {
             Some(location) => location,
@@ -63,8 +85,7 @@ pub async fn serve(
         ("services", "proxy") => location::service_proxy(server, path, &exchange).await?,
         _ => return Err(Status::method_not_allowed()),
     };
-    if matches!(subresource, "exec" | "attach" | "portforward") && !tunnel::wants_upgrade(exchange.headers())
-    {
+    if tunnels(subresource) && !tunnel::wants_upgrade(exchange.headers()) {
         return Err(Status::bad_request("Upgrade request required"));
     }
     let response = tunnel::forward(server, exchange, location, _running).await?;
@@ -72,6 +93,10 @@ pub async fn serve(
         return Err(refused_log(&path.name, response).await);
     }
     Ok(response)
+}
+
+fn tunnels(subresource: &str) -> bool {
+    matches!(subresource, "exec" | "attach" | "portforward")
 }
 
 /// What a kubelet says when it has no log is text; clients get it as a Status.

@@ -172,10 +172,13 @@ impl Cluster {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kube-apiserver"));
         command
             .args(["--etcd-servers", &self.store, "--bind-address", "127.0.0.1"])
-            .args(["--secure-port", &address.port().to_string(), "--advertise-address", "10.99.0.1"])
+            .args(["--secure-port", &address.port().to_string()])
             .args(["--service-account-issuer", "https://test", "--service-cluster-ip-range", "10.96.0.0/24"])
             .args(["--authorization-mode", "Node,RBAC", "--service-node-port-range", "30000-30063"])
             .args(["--kubelet-preferred-address-types", "InternalIP"]);
+        if !flags.contains(&"--advertise-address") {
+            command.args(["--advertise-address", "10.99.0.1"]);
+        }
         for (flag, file) in [
             ("--tls-cert-file", "server.crt"),
             ("--tls-private-key-file", "server.key"),
