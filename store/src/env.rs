@@ -18,6 +18,7 @@ pub trait Clock: Send + Sync {
 
 /// A file system, reduced to what durable formats need.
 pub trait Disk: Send + Sync {
+    /// Creates a directory and what it lies in, durably.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Names in a directory, sorted; none if it does not exist.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
@@ -85,8 +86,22 @@ pub struct RealDisk;
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
+        if path.is_dir() {
+            return Ok(());
+        }
+        let parent = match path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        self.create_dir(parent)?;
         // As etcd does: nobody else has business in a store's data.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+            other => other?,
+        }
+        // Files in it may be fsynced as often as one likes: without this they could be lost with it.
+        self.sync_dir(parent)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

@@ -71,7 +71,8 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     registry.build_info("etcd_server_version", &[("server_version", crate::grpc::ETCD_VERSION)]);
     let stopping = CancellationToken::new();
     let Running { server, snapshots, events, epoch, node, wal, tree, lock } =
-        tokio::task::block_in_place(|| start::start(config, &env, &registry, stopping.clone()))?;
+        tokio::task::block_in_place(|| start::start(config, &env, &registry, stopping.clone()))
+            .inspect_err(|_| advise(config, &env))?;
     let values = server.state.store.values.clone();
 
     let (stop_serving, serving) = (CancellationToken::new(), TaskTracker::new());
@@ -89,7 +90,7 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     serving.close();
     let background = TaskTracker::new();
     background.spawn(publish(server.clone(), config.clone(), stopping.clone()));
-    background.spawn(watch_space(server.clone(), config.data_directory(), env, stopping.clone()));
+    background.spawn(watch_space(server.clone(), config.data_directory(), env.clone(), stopping.clone()));
 
     let (ended, mut node_ended) = oneshot::channel();
     std::thread::spawn(move || {
@@ -126,8 +127,25 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
         }
     });
     drop(lock);
+    if result.is_err() {
+        advise(config, &env);
+    }
     tracing::info!("stopped");
     Ok(result?)
+}
+
+/// Says what to do about an end that a full disk may have brought about.
+fn advise(config: &Config, env: &Env) {
+    let directory = config.data_directory();
+    if let Ok(available) = env.disk.available(&directory)
+        && available < RESERVE
+    {
+        tracing::error!(
+            directory = %directory.display(),
+            available,
+            "the disk is full: free disk space and start again; nothing that was acknowledged is lost"
+        );
+    }
 }
 
 /// Serves clients once this member knows all that was committed before it started, as etcd does: after a
@@ -215,7 +233,8 @@ async fn watch_space(
     stopping: CancellationToken,
 ) {
     loop {
-        let size = server.state.store.values.backend().size();
+        // What compaction leaves, not what the tree's file takes: that never shrinks, so it would refuse for good.
+        let size = server.state.store.in_use();
         // An error is not taken for a full disk.
         let available = env.disk.available(&directory).unwrap_or(u64::MAX);
         let low = size > server.limits.quota || available < RESERVE;
@@ -225,7 +244,8 @@ async fn watch_space(
                     size,
                     quota = server.limits.quota,
                     available,
-                    "no space: writes are refused; compact, raise --quota-backend-bytes or free disk space"
+                    directory = %directory.display(),
+                    "no space: writes are refused; delete and compact, raise --quota-backend-bytes, or free disk space"
                 );
             } else {
                 tracing::info!(size, available, "there is space again: writes are accepted");

@@ -57,6 +57,8 @@ struct Trees {
 type Tree = (Loaded, Arc<dyn Backend>);
 
 const TREE: &str = "tree-";
+/// Trees are numbered from 1.
+const NO_TREE: u64 = 0;
 
 impl Trees {
     fn numbers(&self) -> io::Result<Vec<u64>> {
@@ -101,6 +103,7 @@ impl Trees {
         Ok(((loaded, backend), number))
     }
 
+    /// Removes all trees that are not in use and will not be; [`NO_TREE`] is none of them.
     fn remove_but(&self, keep: u64) {
         let numbers = self.numbers().unwrap_or_default();
         for number in numbers.into_iter().filter(|number| *number != keep) {
@@ -148,9 +151,9 @@ fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartE
     let wal_directory = member.join("wal");
     let open_wal = |floor| Wal::open(env.disk.clone(), &wal_directory, identity, floor, env.seed);
     let build = |trees: &Trees| -> Result<Tree, StartError> {
-        let (tree, number) = trees.build(&snapshots)?;
-        trees.remove_but(number);
-        Ok(tree)
+        // None of the others is of use, and on a full disk theirs is the room that the new one takes.
+        trees.remove_but(NO_TREE);
+        Ok(trees.build(&snapshots)?.0)
     };
     let (mut loaded, mut backend) = match trees.open(index)? {
         Some(found) => found,

@@ -71,6 +71,17 @@ impl Stream {
         self.arrived.notify_one();
     }
 
+    /// Queues a mark of progress. Nobody needs two of them with nothing between, however often a client asks.
+    fn mark(&self, watch: Option<u64>, revision: i64) {
+        let mut queue = self.queue.lock();
+        match queue.0.back_mut() {
+            Some(Item::Progress { watch: same, revision: last }) if *same == watch => *last = revision,
+            _ => queue.0.push_back(Item::Progress { watch, revision }),
+        }
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
     fn is_full(&self) -> bool {
         self.queue.lock().1 >= STREAM_LIMIT
     }
@@ -240,7 +251,7 @@ impl Hub {
     pub fn progress(&self, stream: &Stream, watch: Option<u64>) {
         // Locked: between the moment when a revision is named and when its changes are queued nobody may ask.
         let _inner = self.inner.lock();
-        stream.push(Item::Progress { watch, revision: self.revision() }, 0);
+        stream.mark(watch, self.revision());
     }
 
     /// The state was replaced by another one at `revision`: every watcher reads history from where it is.

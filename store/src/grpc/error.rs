@@ -3,7 +3,7 @@
 use tonic::Status;
 
 use crate::apply::Rejected;
-use crate::mvcc::MvccError;
+use crate::mvcc::{BackendError, MvccError};
 use crate::node::{Chain, Refused};
 
 pub mod status {
@@ -54,7 +54,11 @@ pub fn mvcc(error: &MvccError) -> Status {
         MvccError::LeaseNotFound => status::lease_not_found(),
         MvccError::Backend(error) => {
             tracing::error!(error = %Chain(error), "cannot read a value");
-            status::corrupt()
+            match error {
+                BackendError::Damaged(_) => status::corrupt(),
+                // A tree whose disk fails, or is full, ends the process: another member, or its next life, answers.
+                BackendError::Tree(_) => status::stopped(),
+            }
         }
     }
 }

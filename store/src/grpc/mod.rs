@@ -32,6 +32,8 @@ use crate::transport::Peers;
 pub const ETCD_VERSION: &str = "3.5.21";
 /// Requests in flight that change something; more are refused.
 const MAX_IN_FLIGHT: usize = 20_000;
+/// Bytes of them, above which more are refused: all that may wait in memory while the disk or a quorum is away.
+const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -40,7 +42,7 @@ pub struct Limits {
     /// Seconds: the least time to live of a lease, which has to outlive an election.
     pub min_lease_ttl: i64,
     pub watch_progress: Duration,
-    /// etcd's quota of the tree in bytes.
+    /// Bytes that all revisions may take before writes are refused: etcd's quota, but of what is in use.
     pub quota: u64,
 }
 
@@ -55,7 +57,7 @@ pub struct Server {
     pub limits: Limits,
     /// Ends watches and keepalive streams.
     pub stopping: CancellationToken,
-    in_flight: AtomicUsize,
+    in_flight: InFlight,
     lease_serial: AtomicU64,
 }
 
@@ -85,11 +87,32 @@ impl std::ops::Deref for Service {
     }
 }
 
-struct InFlight<'a>(&'a AtomicUsize);
+/// Requests that change something and have no answer yet.
+#[derive(Default)]
+struct InFlight {
+    requests: AtomicUsize,
+    bytes: AtomicUsize,
+}
 
-impl Drop for InFlight<'_> {
+impl InFlight {
+    /// None: there are too many. A single request may be of any size.
+    fn begin(&self, size: usize) -> Option<Flight<'_>> {
+        let requests = self.requests.fetch_add(1, Ordering::Relaxed);
+        let bytes = self.bytes.fetch_add(size, Ordering::Relaxed);
+        let flight = Flight { of: self, size };
+        (requests < MAX_IN_FLIGHT && bytes < MAX_IN_FLIGHT_BYTES).then_some(flight)
+    }
+}
+
+struct Flight<'a> {
+    of: &'a InFlight,
+    size: usize,
+}
+
+impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.of.requests.fetch_sub(1, Ordering::Relaxed);
+        self.of.bytes.fetch_sub(self.size, Ordering::Relaxed);
     }
 }
 
@@ -106,7 +129,7 @@ impl Server {
             peers,
             limits,
             stopping,
-            in_flight: AtomicUsize::new(0),
+            in_flight: InFlight::default(),
             lease_serial: AtomicU64::new(seed),
         })
     }
@@ -130,14 +153,11 @@ impl Server {
 
     /// Puts an operation through consensus; returns the store's revision afterwards and the state machine's answer.
     pub async fn propose(&self, operation: Operation) -> Result<(i64, Response), Status> {
-        let in_flight = InFlight(&self.in_flight);
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= MAX_IN_FLIGHT {
-            return Err(status::too_many_requests());
-        }
+        let flight = self.in_flight.begin(operation.encoded_len()).ok_or_else(status::too_many_requests)?;
         let (reply, answer) = oneshot::channel();
         self.send(Event::Propose { operation, reply })?;
         let answer = answer.await;
-        drop(in_flight);
+        drop(flight);
         match answer {
             Ok(Ok((revision, Ok(response)))) => Ok((revision, response)),
             Ok(Ok((_, Err(rejected)))) => Err(error::rejected(&rejected)),

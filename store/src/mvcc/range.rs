@@ -104,6 +104,17 @@ impl Store {
     /// # Errors
     /// A revision that is compacted or in the future, and the tree's.
     pub fn range(&self, request: &RangeRequest) -> Result<(RangeResponse, i64), MvccError> {
+        match self.range_in_steps(request) {
+            // A compaction overtook it. Whoever asks for the newest state is never told so: here nothing overtakes.
+            Err(MvccError::Compacted) if request.revision <= 0 => {
+                let view = self.view();
+                Ok((view.range(request)?, view.revision()))
+            }
+            other => other,
+        }
+    }
+
+    fn range_in_steps(&self, request: &RangeRequest) -> Result<(RangeResponse, i64), MvccError> {
         let range = KeyRange::new(request.key.clone(), request.range_end.clone());
         let mut selection = Selection::new(request);
         let mut fixed = None;

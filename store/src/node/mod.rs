@@ -80,6 +80,15 @@ pub struct Parts {
     pub events: std::sync::mpsc::Sender<Event>,
 }
 
+/// Readers of one ReadIndex round.
+struct Confirmed {
+    /// What has to be applied before they may read.
+    index: u64,
+    /// The tick at which they fail.
+    deadline: u64,
+    readers: Vec<Reader>,
+}
+
 pub struct Node {
     parts: Parts,
     now: u64,
@@ -87,7 +96,7 @@ pub struct Node {
     /// Proposals that wait: for a leader, or for the tree to catch up.
     deferred: VecDeque<Proposal>,
     /// Reads whose index is not yet applied.
-    reads: Vec<(u64, Vec<Reader>)>,
+    reads: Vec<Confirmed>,
     deadlines: Deadlines,
     leading: bool,
     /// The last write queued, and the last that is durable.
@@ -194,7 +203,12 @@ impl Node {
             }
             Event::Unreachable(peer) => self.parts.group.unreachable(peer),
             Event::Wal(wal::Report::Persisted(number)) => self.persisted(number),
-            Event::Wal(wal::Report::Full(full)) => self.parts.shared.set_wal_full(full),
+            Event::Wal(wal::Report::Full(full)) => {
+                self.parts.shared.set_wal_full(full);
+                if full && self.leading {
+                    tracing::warn!("cannot write: hands over, if another member can take it");
+                }
+            }
             Event::Wal(wal::Report::Failed(error)) => return Err(Stopped::Wal(error)),
             Event::Keeper(snapshot::Report::Taken(result)) => {
                 self.snapshot_under_way = false;
@@ -218,16 +232,36 @@ impl Node {
         Ok(false)
     }
 
+    /// A leader that cannot write hands over to the member that has most: it would apply nothing, and hold everything
+    /// that the others commit in memory.
+    fn resign(&mut self) {
+        let others = self.parts.group.progress().into_iter();
+        let best = others
+            .filter(|(id, _, active)| *id != self.parts.member && *active)
+            .max_by_key(|(_, matched, _)| *matched);
+        if let Some((to, ..)) = best {
+            // Nothing happens while that is under way.
+            self.parts.group.transfer_leader(to);
+        }
+    }
+
     /// Counts a tick: deadlines, elections, heartbeats, leases.
     pub fn tick(&mut self) {
         self.now += 1;
         for reader in self.parts.group.tick() {
             reader.fail(Refused::Timeout);
         }
+        // What they wait for may be long in coming: a full disk keeps this member from applying what others have.
+        let late = self.reads.extract_if(.., |confirmed| confirmed.deadline <= self.now);
+        for reader in late.flat_map(|confirmed| confirmed.readers) {
+            reader.fail(Refused::Timeout);
+        }
         for proposal in self.pending.expire(self.now) {
             self.parts.metrics.proposals_failed.inc();
             proposal.refuse(Refused::Timeout);
         }
+        // Or clients that give up and try again would fill the memory while nothing can be written.
+        self.deferred.retain(|proposal| !proposal.is_abandoned());
         while self.deferred.front().is_some_and(|proposal| proposal.deadline <= self.now) {
             if let Some(proposal) = self.deferred.pop_front() {
                 self.parts.metrics.proposals_failed.inc();
@@ -236,6 +270,9 @@ impl Node {
         }
         self.retry_deferred();
         if self.leading {
+            if self.parts.shared.wal_full() {
+                self.resign();
+            }
             let now = self.parts.clock.now();
             for id in self.deadlines.take_expired(now, EXPIRE_BATCH) {
                 let operation = Operation::LeaseRevoke(LeaseRevokeRequest { id });
@@ -322,7 +359,9 @@ impl Node {
             }
         }
         self.apply(&output.committed)?;
-        self.reads.extend(output.reads);
+        let deadline = self.now + self.parts.request_ticks;
+        let confirmed = output.reads.into_iter();
+        self.reads.extend(confirmed.map(|(index, readers)| Confirmed { index, deadline, readers }));
         Ok(())
     }
 
@@ -481,8 +520,8 @@ impl Node {
 
     fn serve_reads(&mut self) {
         let applied = self.parts.state.applied();
-        for (_, readers) in self.reads.extract_if(.., |(index, _)| *index <= applied) {
-            for reader in readers {
+        for confirmed in self.reads.extract_if(.., |confirmed| confirmed.index <= applied) {
+            for reader in confirmed.readers {
                 match reader {
                     Reader::Read(reply) => {
                         let _ = reply.send(Ok(()));

@@ -22,6 +22,11 @@ pub struct Proposal {
 }
 
 impl Proposal {
+    /// Whether its client has gone: it need not enter the log any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
     pub fn refuse(self, refused: Refused) {
         if let Some(reply) = self.reply {
             // The client may have gone.

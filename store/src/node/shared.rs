@@ -94,6 +94,10 @@ impl Shared {
         self.wal_full.store(full, Ordering::Relaxed);
     }
 
+    pub(super) fn wal_full(&self) -> bool {
+        self.wal_full.load(Ordering::Relaxed)
+    }
+
     /// Whether the quota is exceeded, or the disk nearly full. Returns what it was.
     pub fn set_low_space(&self, low: bool) -> bool {
         self.low_space.swap(low, Ordering::Relaxed)

@@ -23,17 +23,36 @@ const FIXED: usize = 13;
 const TOMBSTONE: u8 = 1;
 const BUFFER: usize = 256 << 10;
 
-pub struct Writer {
+/// Bytes that snapshots leave free on the disk: without a snapshot the log only grows, without room for the log and
+/// the tree nothing goes on.
+const LEAVE: u64 = 32 << 20;
+
+/// # Errors
+/// There is not enough room in `directory` for more of a snapshot.
+pub fn check_room(disk: &dyn Disk, directory: &Path) -> io::Result<()> {
+    // An error is not taken for a full disk.
+    match disk.available(directory) {
+        Ok(available) if available < LEAVE => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("it would leave less than {} MiB: free disk space", LEAVE >> 20),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub struct Writer<'a> {
+    disk: &'a dyn Disk,
+    directory: &'a Path,
     file: Box<dyn File>,
     offset: u64,
     buffer: Vec<u8>,
     crc: crc32fast::Hasher,
 }
 
-impl Writer {
-    pub fn create(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
-        let file = disk.create(path)?;
-        Ok(Self { file, offset: 0, buffer: MAGIC.to_vec(), crc: crc32fast::Hasher::new() })
+impl<'a> Writer<'a> {
+    pub fn create(disk: &'a dyn Disk, directory: &'a Path, name: &str) -> io::Result<Self> {
+        let file = disk.create(&directory.join(name))?;
+        Ok(Self { disk, directory, file, offset: 0, buffer: MAGIC.to_vec(), crc: crc32fast::Hasher::new() })
     }
 
     pub fn push(&mut self, revision: Revision, record: &Record) -> io::Result<()> {
@@ -55,6 +74,7 @@ impl Writer {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        check_room(self.disk, self.directory)?;
         self.file.write_at(&self.buffer, self.offset)?;
         self.crc.update(&self.buffer);
         self.offset += self.buffer.len() as u64;

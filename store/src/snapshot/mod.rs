@@ -112,6 +112,22 @@ impl Snapshots {
         voters: Vec<u64>,
         cluster: u64,
     ) -> Result<&Manifest, SnapshotError> {
+        let manifest = self.write(store, metadata, voters, cluster);
+        if manifest.is_err() {
+            // A file that was begun holds space, which may be what was missing.
+            let _ = self.remove_unused();
+        }
+        self.adopt(manifest?)
+    }
+
+    /// Writes what is new to a file.
+    fn write(
+        &self,
+        store: &Store,
+        metadata: Metadata,
+        voters: Vec<u64>,
+        cluster: u64,
+    ) -> Result<Manifest, SnapshotError> {
         let (index, revision) = (metadata.applied_index, metadata.revision);
         let mut files = self.latest.as_ref().map(|latest| latest.files.clone()).unwrap_or_default();
         let held: u64 = files.iter().map(|file| file.length).sum();
@@ -125,7 +141,7 @@ impl Snapshots {
         if revision > after {
             let name = format!("{index:016x}-{after:x}-{revision:x}{FILE}");
             fail::fail_point!("snapshot_before_file");
-            let mut writer = file::Writer::create(&*self.disk, &self.directory.join(&name))?;
+            let mut writer = file::Writer::create(&*self.disk, &self.directory, &name)?;
             let mut error = None;
             store.values.scan(after + 1, revision, &mut |at, record| {
                 error = writer.push(at, &record).err();
@@ -137,18 +153,12 @@ impl Snapshots {
             let (length, crc32) = writer.finish()?;
             files.push(RevisionFile { name, after, through: revision, length, crc32 });
         }
-        self.adopt(Manifest {
-            metadata: Some(metadata),
-            cluster_id: cluster,
-            voters,
-            learners: Vec::new(),
-            files,
-        })?;
-        self.latest.as_ref().ok_or(SnapshotError::Malformed("no manifest"))
+        let metadata = Some(metadata);
+        Ok(Manifest { metadata, cluster_id: cluster, voters, learners: Vec::new(), files })
     }
 
     /// Makes a manifest, whose files are durable under their names, the latest one.
-    fn adopt(&mut self, manifest: Manifest) -> Result<(), SnapshotError> {
+    fn adopt(&mut self, manifest: Manifest) -> Result<&Manifest, SnapshotError> {
         let (index, _) = position(&manifest);
         let mut bytes = MAGIC.to_vec();
         let body = manifest.encode_to_vec();
@@ -163,7 +173,8 @@ impl Snapshots {
         self.disk.sync_dir(&self.directory)?;
         fail::fail_point!("snapshot_after_rename");
         self.latest = Some(manifest);
-        self.remove_unused()
+        self.remove_unused()?;
+        self.latest.as_ref().ok_or(SnapshotError::Malformed("no manifest"))
     }
 
     fn remove_unused(&self) -> Result<(), SnapshotError> {

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use keelson_proto::etcd::storepb::Manifest;
 use prost::Message;
 
-use super::{FILE, PART, SnapshotError, Snapshots, position};
+use super::{FILE, PART, SnapshotError, Snapshots, file, position};
 use crate::env::{Disk, File};
 
 /// Bytes per piece.
@@ -72,7 +72,7 @@ impl Outgoing {
     }
 }
 
-/// A snapshot being received. Nothing of it counts until [`Self::finish`].
+/// A snapshot being received. Nothing of it counts, or is left, until [`Self::finish`].
 pub struct Receiver {
     disk: Arc<dyn Disk>,
     directory: std::path::PathBuf,
@@ -107,6 +107,7 @@ impl Receiver {
     /// # Errors
     /// Bytes that are no snapshot, and the disk's.
     pub fn push(&mut self, mut piece: Bytes) -> Result<(), SnapshotError> {
+        file::check_room(&*self.disk, &self.directory)?;
         if self.manifest.is_none() {
             self.header.extend_from_slice(&piece);
             let Some(length) =
@@ -164,7 +165,8 @@ impl Receiver {
     /// # Errors
     /// A snapshot that is not whole, another cluster's, and the disk's.
     pub fn finish(self, snapshots: &mut Snapshots, cluster: u64) -> Result<(u64, u64), SnapshotError> {
-        let manifest = self.manifest.ok_or(SnapshotError::Malformed("it ended before its manifest"))?;
+        let manifest =
+            self.manifest.clone().ok_or(SnapshotError::Malformed("it ended before its manifest"))?;
         if manifest.cluster_id != cluster {
             return Err(SnapshotError::Foreign(manifest.cluster_id));
         }
@@ -181,5 +183,16 @@ impl Receiver {
         }
         snapshots.adopt(manifest)?;
         Ok((index, term))
+    }
+}
+
+impl Drop for Receiver {
+    /// A peer tries again and again: what came of one attempt must not fill the disk.
+    fn drop(&mut self) {
+        let files = self.manifest.iter().flat_map(|manifest| &manifest.files);
+        for file in files.take(self.current + 1) {
+            // Those that were renamed are gone already.
+            let _ = self.disk.remove(&self.directory.join(format!("{}{PART}", file.name)));
+        }
     }
 }

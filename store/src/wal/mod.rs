@@ -217,7 +217,7 @@ impl Wal {
     /// Removes segments that hold nothing behind `index`; a durable snapshot covers everything up to it.
     ///
     /// # Errors
-    /// The disk's; segments that could not be removed are tried again the next time.
+    /// The disk's, which are final as those of [`Self::commit`].
     pub fn cut(&mut self, index: u64) -> Result<(), WalError> {
         let mut removed = false;
         while self.segments.len() > 1 && self.segments.first().is_some_and(|first| first.last_index <= index)
@@ -233,6 +233,11 @@ impl Wal {
             self.disk.sync_dir(&self.directory)?;
         }
         Ok(())
+    }
+
+    /// Where its segments lie.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Bytes written since it was opened.
@@ -256,8 +261,12 @@ fn create(
     let path = directory.join(format!("{:016x}{SUFFIX}", header.first_sequence));
     let temporary = directory.join("next.tmp");
     let file = disk.create(&temporary)?;
-    file.allocate(reserve)?;
-    file.write_at(&header.encode(), 0)?;
+    if let Err(error) = file.allocate(reserve).and_then(|()| file.write_at(&header.encode(), 0)) {
+        // What was reserved of it may be the last space on the disk, which others wait for.
+        drop(file);
+        let _ = disk.remove(&temporary);
+        return Err(error.into());
+    }
     file.sync().map_err(WalError::Sync)?;
     fail::fail_point!("wal_before_rename");
     disk.rename(&temporary, &path)?;

@@ -1,7 +1,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use keelson_raft::{Entry, HardState};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keelson_raft::{Entry, HardState, Write};
 
 use super::*;
 use crate::env::RealDisk;
@@ -72,6 +74,111 @@ fn a_snapshot_begins_the_log_anew_unless_it_agrees() {
         let (_, recovered) = open(directory.path()).unwrap();
         assert_eq!((recovered.before, recovered.entries.len()), ((2, term), kept));
     }
+}
+
+/// A disk on which no space can be reserved for the time.
+struct FullDisk(AtomicBool);
+
+struct FullFile(Box<dyn File>, bool);
+
+impl File for FullFile {
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        if self.1 { Err(io::ErrorKind::StorageFull.into()) } else { self.0.allocate(length) }
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+impl Disk for FullDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dir(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(path)
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        RealDisk.open(path)
+    }
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(FullFile(RealDisk.create(path)?, self.0.load(Ordering::Relaxed))))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(path)
+    }
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        RealDisk.available(path)
+    }
+}
+
+struct Unmeasured;
+
+impl Observer for Unmeasured {
+    fn fsync(&self, _: std::time::Duration) {}
+    fn size(&self, _: u64, _: u64) {}
+}
+
+/// Writes more than a segment has room for, on a full disk, until the writer says so.
+fn write_on_full_disk(
+    directory: &Path,
+) -> (Arc<FullDisk>, WalHandle, std::thread::JoinHandle<()>, std::sync::mpsc::Receiver<Report>) {
+    let disk = Arc::new(FullDisk(AtomicBool::new(false)));
+    let (wal, _) = Wal::open(disk.clone(), directory, IDENTITY, 0, 77).unwrap();
+    disk.0.store(true, Ordering::Relaxed);
+    let (sender, reports) = std::sync::mpsc::channel();
+    let (handle, thread) = spawn(wal, Unmeasured, move |report| drop(sender.send(report))).unwrap();
+    for number in 1..=2 {
+        let entries = vec![entry(number, 1, &vec![7; 9 << 20])];
+        handle.write(Write { number, hard_state: None, snapshot: None, entries, must_sync: true });
+        if number == 1 {
+            assert!(matches!(reports.recv().unwrap(), Report::Persisted(1)));
+        }
+    }
+    assert!(matches!(reports.recv().unwrap(), Report::Full(true)));
+    assert_eq!(std::fs::read_dir(directory).unwrap().count(), 1, "nothing is left of the attempt");
+    (disk, handle, thread, reports)
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, handle, thread, reports) = write_on_full_disk(directory.path());
+    disk.0.store(false, Ordering::Relaxed);
+    assert!(matches!(reports.recv().unwrap(), Report::Full(false)));
+    assert!(matches!(reports.recv().unwrap(), Report::Persisted(2)));
+    drop(handle);
+    thread.join().unwrap();
+    let (_, recovered) = open(directory.path()).unwrap();
+    assert_eq!(recovered.last_index(), 2);
+}
+
+#[test]
+fn a_full_disk_does_not_keep_the_process_from_ending() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, handle, thread, reports) = write_on_full_disk(directory.path());
+    drop(handle);
+    thread.join().unwrap();
+    assert!(reports.recv().is_err(), "nothing more was acknowledged");
+    let (_, recovered) = open(directory.path()).unwrap();
+    assert_eq!(recovered.last_index(), 1);
 }
 
 #[test]

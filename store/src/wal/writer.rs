@@ -2,6 +2,8 @@
 //! frame and one fsync, and reports.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -26,17 +28,26 @@ enum Job {
     Cut(u64),
 }
 
-pub struct WalHandle(Sender<Job>);
+pub struct WalHandle {
+    jobs: Sender<Job>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Drop for WalHandle {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+}
 
 impl WalHandle {
     /// Queues a write. When the writer has failed it has said so; then this does nothing.
     pub fn write(&self, write: Write) {
-        let _ = self.0.send(Job::Write(write));
+        let _ = self.jobs.send(Job::Write(write));
     }
 
     /// Queues the removal of what lies behind a durable snapshot.
     pub fn cut(&self, index: u64) {
-        let _ = self.0.send(Job::Cut(index));
+        let _ = self.jobs.send(Job::Cut(index));
     }
 }
 
@@ -50,7 +61,7 @@ pub trait Observer: Send {
 /// How often a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Starts the thread. It ends when the handle is dropped and all is written, or after a failure.
+/// Starts the thread. It ends when the handle is dropped and all is written or the disk is full, or after a failure.
 ///
 /// # Errors
 /// The system's refusal to start a thread.
@@ -59,13 +70,15 @@ pub fn spawn(
     observer: impl Observer + 'static,
     report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<(WalHandle, thread::JoinHandle<()>)> {
-    let (sender, receiver) = channel();
+    let (jobs, receiver) = channel();
+    let closed = Arc::new(AtomicBool::new(false));
+    let handle = WalHandle { jobs, closed: closed.clone() };
     let thread = thread::Builder::new().name("wal".into()).stack_size(256 << 10).spawn(move || {
-        if let Err(error) = run(wal, &receiver, &observer, &report) {
+        if let Err(error) = run(wal, &receiver, &observer, &report, &closed) {
             report(Report::Failed(error));
         }
     })?;
-    Ok((WalHandle(sender), thread))
+    Ok((handle, thread))
 }
 
 fn run(
@@ -73,6 +86,7 @@ fn run(
     jobs: &Receiver<Job>,
     observer: &dyn Observer,
     report: &dyn Fn(Report),
+    closed: &AtomicBool,
 ) -> Result<(), WalError> {
     observer.size(wal.bytes(), wal.written());
     while let Ok(first) = jobs.recv() {
@@ -93,7 +107,9 @@ fn run(
         }
         if must_sync {
             let begun = std::time::Instant::now();
-            commit(&mut wal, report)?;
+            if !commit(&mut wal, report, closed)? {
+                return Ok(());
+            }
             observer.fsync(begun.elapsed());
         }
         if let Some(number) = persisted {
@@ -107,16 +123,23 @@ fn run(
     Ok(())
 }
 
-fn commit(wal: &mut Wal, report: &dyn Fn(Report)) -> Result<(), WalError> {
+/// Tries until there is space. False: the process ends before; nothing of it was acknowledged.
+fn commit(wal: &mut Wal, report: &dyn Fn(Report), closed: &AtomicBool) -> Result<bool, WalError> {
     let mut full = false;
     loop {
         match wal.commit() {
             Ok(()) => break,
             Err(error) if error.is_full() => {
                 if !full {
-                    tracing::error!("no space left for the write-ahead log: writes wait until there is");
+                    tracing::error!(
+                        directory = %wal.directory().display(),
+                        "no space left for the write-ahead log: free disk space, writes wait until there is"
+                    );
                     report(Report::Full(true));
                     full = true;
+                }
+                if closed.load(Ordering::Relaxed) {
+                    return Ok(false);
                 }
                 thread::sleep(RETRY);
             }
@@ -127,5 +150,5 @@ fn commit(wal: &mut Wal, report: &dyn Fn(Report)) -> Result<(), WalError> {
         tracing::info!("there is space for the write-ahead log again");
         report(Report::Full(false));
     }
-    Ok(())
+    Ok(true)
 }

@@ -144,15 +144,35 @@ impl Member {
 
     /// SIGTERM; it has to end by itself.
     pub fn stop(&mut self) -> ExitStatus {
-        let pid = self.child.as_ref().unwrap().id();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::SIGTERM).unwrap();
+        self.signal(nix::sys::signal::SIGTERM);
         self.ended()
     }
 
-    /// Stops every thread of it where it is.
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = self.child.as_ref().unwrap().id();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+    }
+
+    /// Whether it has not ended by itself.
+    pub fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Waits until it answers linearizable reads, or has ended; then false.
+    pub async fn ready_or_ended(&mut self) -> bool {
+        let client = self.client();
+        let begun = Instant::now();
+        loop {
+            if !self.runs() {
+                self.kill();
+                return false;
+            }
+            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(1), client.get("x")).await {
+                return true;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it neither serves nor ends");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits until it has ended by itself.

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod durability;
+mod full_disk;
 mod harness;
 mod protocol;
 mod secure;
