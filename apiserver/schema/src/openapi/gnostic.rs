@@ -1,10 +1,11 @@
 //! The protobuf form of version 2: package `openapi.v2` of gnostic, as far as our documents use it.
 //!
-//! Field numbers are gnostic's `OpenAPIv2.proto`. Extensions and defaults travel as YAML; ours are JSON, which is YAML.
+//! Field numbers are gnostic's `OpenAPIv2.proto`. Extensions and defaults travel as YAML; ours are JSON, which is YAML. What
+//! is a `oneof` there are optional fields here, of which one is set: the same on the wire.
 
 mod convert;
 
-use prost::{Message, Oneof};
+use prost::Message;
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Any {
@@ -135,94 +136,52 @@ pub(super) struct Operation {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ParametersItem {
-    #[prost(oneof = "ParametersItemOf", tags = "1, 2")]
-    pub oneof: Option<ParametersItemOf>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub(super) enum ParametersItemOf {
-    #[prost(message, tag = "1")]
-    Parameter(Parameter),
-    #[prost(message, tag = "2")]
-    Reference(JsonReference),
+    #[prost(message, optional, tag = "1")]
+    pub parameter: Option<Parameter>,
+    #[prost(message, optional, tag = "2")]
+    pub reference: Option<JsonReference>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Parameter {
-    #[prost(oneof = "ParameterOf", tags = "1, 2")]
-    pub oneof: Option<ParameterOf>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub(super) enum ParameterOf {
-    #[prost(message, tag = "1")]
-    Body(Box<BodyParameter>),
-    #[prost(message, tag = "2")]
-    NonBody(NonBodyParameter),
+    #[prost(message, optional, tag = "1")]
+    pub body: Option<BodyParameter>,
+    #[prost(message, optional, tag = "2")]
+    pub non_body: Option<NonBodyParameter>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct NonBodyParameter {
-    #[prost(oneof = "NonBodyParameterOf", tags = "3, 4")]
-    pub oneof: Option<NonBodyParameterOf>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub(super) enum NonBodyParameterOf {
-    #[prost(message, tag = "3")]
-    Query(QueryParameter),
-    #[prost(message, tag = "4")]
-    Path(PathParameter),
+    #[prost(message, optional, tag = "3")]
+    pub query: Option<QueryParameter>,
+    #[prost(message, optional, tag = "4")]
+    pub path: Option<PathParameter>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ResponseValue {
-    #[prost(oneof = "ResponseValueOf", tags = "1")]
-    pub oneof: Option<ResponseValueOf>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub(super) enum ResponseValueOf {
-    #[prost(message, tag = "1")]
-    Response(Response),
+    #[prost(message, optional, tag = "1")]
+    pub response: Option<Response>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SchemaItem {
-    #[prost(oneof = "SchemaItemOf", tags = "1")]
-    pub oneof: Option<SchemaItemOf>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub(super) enum SchemaItemOf {
-    #[prost(message, tag = "1")]
-    Schema(Schema),
+    #[prost(message, optional, tag = "1")]
+    pub schema: Option<Schema>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct AdditionalPropertiesItem {
-    #[prost(oneof = "AdditionalPropertiesItemOf", tags = "1, 2")]
-    pub oneof: Option<AdditionalPropertiesItemOf>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub(super) enum AdditionalPropertiesItemOf {
-    #[prost(message, tag = "1")]
-    Schema(Box<Schema>),
-    #[prost(bool, tag = "2")]
-    Boolean(bool),
+    #[prost(message, optional, boxed, tag = "1")]
+    pub schema: Option<Box<Schema>>,
+    #[prost(bool, optional, tag = "2")]
+    pub boolean: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SecurityDefinitionsItem {
-    #[prost(oneof = "SecurityDefinitionsItemOf", tags = "2")]
-    pub oneof: Option<SecurityDefinitionsItemOf>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub(super) enum SecurityDefinitionsItemOf {
-    #[prost(message, tag = "2")]
-    ApiKey(ApiKeySecurity),
+    #[prost(message, optional, tag = "2")]
+    pub api_key: Option<ApiKeySecurity>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -243,36 +202,30 @@ pub(super) struct BodyParameter {
     pub schema: Option<Schema>,
 }
 
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct QueryParameter {
-    #[prost(bool, tag = "1")]
-    pub required: bool,
-    #[prost(string, tag = "2")]
-    pub place: String,
-    #[prost(string, tag = "3")]
-    pub description: String,
-    #[prost(string, tag = "4")]
-    pub name: String,
-    #[prost(string, tag = "6")]
-    pub kind: String,
-    #[prost(bool, tag = "20")]
-    pub unique_items: bool,
+/// Parameters that are no bodies are told alike, but for the numbers of two fields.
+macro_rules! parameters {
+    ($($name:ident { kind: $kind:tt, unique_items: $unique_items:tt })*) => {$(
+        #[derive(Clone, PartialEq, Message)]
+        pub(super) struct $name {
+            #[prost(bool, tag = "1")]
+            pub required: bool,
+            #[prost(string, tag = "2")]
+            pub place: String,
+            #[prost(string, tag = "3")]
+            pub description: String,
+            #[prost(string, tag = "4")]
+            pub name: String,
+            #[prost(string, tag = $kind)]
+            pub kind: String,
+            #[prost(bool, tag = $unique_items)]
+            pub unique_items: bool,
+        }
+    )*};
 }
 
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct PathParameter {
-    #[prost(bool, tag = "1")]
-    pub required: bool,
-    #[prost(string, tag = "2")]
-    pub place: String,
-    #[prost(string, tag = "3")]
-    pub description: String,
-    #[prost(string, tag = "4")]
-    pub name: String,
-    #[prost(string, tag = "5")]
-    pub kind: String,
-    #[prost(bool, tag = "19")]
-    pub unique_items: bool,
+parameters! {
+    QueryParameter { kind: "6", unique_items: "20" }
+    PathParameter { kind: "5", unique_items: "19" }
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -165,8 +165,9 @@ fn v2_and_its_protobuf_say_the_same() {
     let patch = pod.value.as_ref().unwrap().patch.as_ref().unwrap();
     // As clients of any age look for it.
     let inline = patch.parameters.iter().any(|item| {
-        matches!(&item.oneof, Some(gnostic::ParametersItemOf::Parameter(gnostic::Parameter { oneof: Some(gnostic::ParameterOf::NonBody(
-            gnostic::NonBodyParameter { oneof: Some(gnostic::NonBodyParameterOf::Query(query)) })) })) if query.name == "fieldValidation")
+        let parameter = item.parameter.as_ref().and_then(|parameter| parameter.non_body.as_ref());
+        let query = parameter.and_then(|parameter| parameter.query.as_ref());
+        query.is_some_and(|query| query.name == "fieldValidation")
     });
     assert!(inline);
     assert_eq!(

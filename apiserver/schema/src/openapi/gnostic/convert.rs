@@ -61,13 +61,12 @@ impl Document {
                 place: text(&scheme, "in"),
                 description: text(&scheme, "description"),
             };
-            let item = SecurityDefinitionsItem { oneof: Some(SecurityDefinitionsItemOf::ApiKey(key)) };
-            NamedSecurityDefinitionsItem { name, value: Some(item) }
+            NamedSecurityDefinitionsItem { name, value: Some(SecurityDefinitionsItem { api_key: Some(key) }) }
         });
         let security_definitions = SecurityDefinitions { additional_properties: schemes.collect() };
         let path = |(name, item)| NamedPathItem { name, value: Some(PathItem::from_json(item)) };
         let paths = object(map.get_mut("paths")).into_iter().map(path).collect();
-        let parameter = |(name, value)| NamedParameter { name, value: parameter(value) };
+        let parameter = |(name, value)| NamedParameter { name, value: Some(parameter(value)) };
         let parameters = object(map.get_mut("parameters")).into_iter().map(parameter).collect();
         Document {
             swagger: text(&map, "swagger"),
@@ -91,50 +90,36 @@ fn schemas(value: Option<&mut Value>) -> Vec<NamedSchema> {
 fn parameters(map: &mut Map<String, Value>) -> Vec<ParametersItem> {
     let Some(Value::Array(list)) = map.get_mut("parameters").map(Value::take) else { return Vec::new() };
     list.into_iter()
-        .map(|value| {
-            let oneof = match value.get("$ref").and_then(Value::as_str) {
-                Some(target) => {
-                    Some(ParametersItemOf::Reference(JsonReference { reference: target.to_owned() }))
-                }
-                None => parameter(value).map(ParametersItemOf::Parameter),
-            };
-            ParametersItem { oneof }
+        .map(|value| match value.get("$ref").and_then(Value::as_str) {
+            Some(target) => ParametersItem {
+                reference: Some(JsonReference { reference: target.to_owned() }),
+                ..ParametersItem::default()
+            },
+            None => ParametersItem { parameter: Some(parameter(value)), ..ParametersItem::default() },
         })
         .collect()
 }
 
-fn parameter(mut value: Value) -> Option<Parameter> {
+fn parameter(mut value: Value) -> Parameter {
     let mut map = object(Some(&mut value));
     let (name, place, kind) = (text(&map, "name"), text(&map, "in"), text(&map, "type"));
     let (required, unique_items) = (flag(&map, "required"), flag(&map, "uniqueItems"));
     let description = text(&map, "description");
-    let oneof = match place.as_str() {
+    let mut non_body = NonBodyParameter::default();
+    match place.as_str() {
         "body" => {
             let schema = map.get_mut("schema").map(|schema| Schema::from_json(schema.take()));
-            ParameterOf::Body(Box::new(BodyParameter { name, place, required, schema }))
+            let body = Some(BodyParameter { name, place, required, schema });
+            return Parameter { body, ..Parameter::default() };
         }
-        "path" => ParameterOf::NonBody(NonBodyParameter {
-            oneof: Some(NonBodyParameterOf::Path(PathParameter {
-                required,
-                place,
-                description,
-                name,
-                kind,
-                unique_items,
-            })),
-        }),
-        _ => ParameterOf::NonBody(NonBodyParameter {
-            oneof: Some(NonBodyParameterOf::Query(QueryParameter {
-                required,
-                place,
-                description,
-                name,
-                kind,
-                unique_items,
-            })),
-        }),
-    };
-    Some(Parameter { oneof: Some(oneof) })
+        "path" => {
+            non_body.path = Some(PathParameter { required, place, description, name, kind, unique_items });
+        }
+        _ => {
+            non_body.query = Some(QueryParameter { required, place, description, name, kind, unique_items });
+        }
+    }
+    Parameter { non_body: Some(non_body), ..Parameter::default() }
 }
 
 impl PathItem {
@@ -160,12 +145,11 @@ impl Operation {
         let mut map = object(Some(&mut value));
         let responses = object(map.get_mut("responses")).into_iter().map(|(name, mut response)| {
             let mut response = object(Some(&mut response));
-            let schema = response.get_mut("schema").map(|schema| SchemaItem {
-                oneof: Some(SchemaItemOf::Schema(Schema::from_json(schema.take()))),
-            });
+            let schema = response
+                .get_mut("schema")
+                .map(|schema| SchemaItem { schema: Some(Schema::from_json(schema.take())) });
             let response = Response { description: text(&response, "description"), schema };
-            let value = ResponseValue { oneof: Some(ResponseValueOf::Response(response)) };
-            NamedResponseValue { name, value: Some(value) }
+            NamedResponseValue { name, value: Some(ResponseValue { response: Some(response) }) }
         });
         let responses = Responses { response_code: responses.collect() };
         Operation {
@@ -186,9 +170,12 @@ impl Schema {
     fn from_json(mut value: Value) -> Self {
         let mut map = object(Some(&mut value));
         let additional_properties = match map.get_mut("additionalProperties").map(Value::take) {
-            Some(Value::Bool(allowed)) => Some(AdditionalPropertiesItemOf::Boolean(allowed)),
+            Some(Value::Bool(allowed)) => {
+                Some(AdditionalPropertiesItem { boolean: Some(allowed), schema: None })
+            }
             Some(schema @ Value::Object(_)) => {
-                Some(AdditionalPropertiesItemOf::Schema(Box::new(Schema::from_json(schema))))
+                let schema = Some(Box::new(Schema::from_json(schema)));
+                Some(AdditionalPropertiesItem { schema, boolean: None })
             }
             _ => None,
         };
@@ -218,8 +205,7 @@ impl Schema {
             min_properties: integer(&map, "minProperties"),
             required: texts(&map, "required"),
             allowed,
-            additional_properties: additional_properties
-                .map(|oneof| Box::new(AdditionalPropertiesItem { oneof: Some(oneof) })),
+            additional_properties: additional_properties.map(Box::new),
             kind: (!kind.is_empty()).then(|| StringArray { value: vec![kind] }),
             items,
             properties: (!properties.is_empty()).then_some(Properties { additional_properties: properties }),
