@@ -1,12 +1,11 @@
 //! Flags, with upstream's names and defaults.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use keelson_client::leader::Timing;
+use keelson_client::flags::{Candidacy, Election, ElectionFields, InvalidFlags, Serving};
 use keelson_component_base::{flags, logging};
 use keelson_objects::addresses::Cidr;
 
@@ -18,41 +17,10 @@ use crate::descriptors;
 pub struct Flags {
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
-    /// Kubeconfig for the reviews of requests to this daemon (default: --kubeconfig)
-    #[arg(long)]
-    pub authentication_kubeconfig: Option<PathBuf>,
-    /// As --authentication-kubeconfig; the two must name one file
-    #[arg(long)]
-    pub authorization_kubeconfig: Option<PathBuf>,
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
-    pub bind_address: IpAddr,
-    #[arg(long, default_value_t = 10257)]
-    pub secure_port: u16,
-    /// Where a self-signed certificate is kept if none is given
-    #[arg(long, default_value = "/var/run/kubernetes")]
-    pub cert_dir: PathBuf,
-    #[arg(long, requires = "tls_private_key_file")]
-    pub tls_cert_file: Option<PathBuf>,
-    #[arg(long, requires = "tls_cert_file")]
-    pub tls_private_key_file: Option<PathBuf>,
-    #[arg(long)]
-    pub client_ca_file: Option<PathBuf>,
-
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = flags::boolean)]
-    pub leader_elect: bool,
-    #[arg(long, default_value = "15s", value_parser = flags::duration)]
-    pub leader_elect_lease_duration: Duration,
-    #[arg(long, default_value = "10s", value_parser = flags::duration)]
-    pub leader_elect_renew_deadline: Duration,
-    #[arg(long, default_value = "2s", value_parser = flags::duration)]
-    pub leader_elect_retry_period: Duration,
-    #[arg(long, default_value = "kube-controller-manager")]
-    pub leader_elect_resource_name: String,
-    #[arg(long, default_value = "kube-system")]
-    pub leader_elect_resource_namespace: String,
-    /// Only "leases" is supported
-    #[arg(long, default_value = "leases", value_parser = ["leases"])]
-    pub leader_elect_resource_lock: String,
+    #[command(flatten)]
+    pub serving: Serving,
+    #[command(flatten)]
+    pub election: Election,
 
     /// '*' all that are on by default, 'foo' that one, '-foo' not that one
     #[arg(long, default_value = "*", value_delimiter = ',', allow_hyphen_values = true)]
@@ -126,10 +94,8 @@ pub struct Flags {
 pub enum InvalidConfig {
     #[error("no kubeconfig: give --kubeconfig")]
     NoKubeconfig,
-    #[error("--{0} must name the same file as --kubeconfig")]
-    SeparateKubeconfig(&'static str),
-    #[error("leader election needs lease duration > renew deadline > retry period > 0, not {0:?}")]
-    Timing(Timing),
+    #[error(transparent)]
+    Flags(#[from] InvalidFlags),
     #[error("--controllers: {0:?} is not in the list of known controllers")]
     UnknownController(String),
     #[error("--allocate-node-cidrs needs --cluster-cidr")]
@@ -150,32 +116,16 @@ pub enum InvalidConfig {
 #[derive(Debug)]
 pub struct Config {
     pub kubeconfig: PathBuf,
-    pub timing: Timing,
+    /// `None`: it works without an election.
+    pub candidacy: Option<Candidacy>,
     pub settings: Settings,
 }
 
 impl Flags {
     pub fn complete(&self) -> Result<Config, InvalidConfig> {
         let kubeconfig = self.kubeconfig.clone().ok_or(InvalidConfig::NoKubeconfig)?;
-        for (name, other) in [
-            ("authentication-kubeconfig", &self.authentication_kubeconfig),
-            ("authorization-kubeconfig", &self.authorization_kubeconfig),
-        ] {
-            if other.as_ref().is_some_and(|path| *path != kubeconfig) {
-                return Err(InvalidConfig::SeparateKubeconfig(name));
-            }
-        }
-        let timing = Timing {
-            lease_duration: self.leader_elect_lease_duration,
-            renew_deadline: self.leader_elect_renew_deadline,
-            retry_period: self.leader_elect_retry_period,
-        };
-        let ordered = timing.lease_duration > timing.renew_deadline
-            && timing.renew_deadline > timing.retry_period
-            && !timing.retry_period.is_zero();
-        if !ordered {
-            return Err(InvalidConfig::Timing(timing));
-        }
+        self.serving.check(&kubeconfig)?;
+        let candidacy = self.election.complete(ElectionFields::default(), "kube-controller-manager")?;
         if let Some(unknown) = descriptors::unknown(&self.controllers) {
             return Err(InvalidConfig::UnknownController(unknown.to_owned()));
         }
@@ -189,7 +139,7 @@ impl Flags {
         let root_ca = read(&self.root_ca_file)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Ok(Config {
             kubeconfig,
-            timing,
+            candidacy,
             settings: Settings {
                 allocate_node_cidrs: self.allocate_node_cidrs,
                 cluster_cidrs: self.cluster_cidr.clone(),

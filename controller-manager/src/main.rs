@@ -3,32 +3,23 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use keelson_client::{delegated, kubeconfig, leader, queue};
+use keelson_client::flags::lead;
+use keelson_client::{kubeconfig, queue};
 use keelson_component_base::metrics::Registry;
-use keelson_component_base::serve::Endpoints;
-use keelson_component_base::{health, logging, memory, shutdown, systemd, tls};
+use keelson_component_base::{exit, logging, memory, shutdown, systemd, tls};
 use kube_controller_manager::config::Flags;
 use kube_controller_manager::context::Context;
 use kube_controller_manager::descriptors;
 use kube_controller_manager::identity::Identities;
 
+/// Upstream's port of the controller manager.
+const PORT: u16 = 10257;
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     tls::install_provider();
     memory::trim_when_idle();
-    match run(Flags::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut message = error.to_string();
-            let mut source = error.source();
-            while let Some(cause) = source {
-                message = format!("{message}: {cause}");
-                source = cause.source();
-            }
-            eprintln!("kube-controller-manager: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    exit::code("kube-controller-manager", run(Flags::parse()).await)
 }
 
 async fn run(flags: Flags) -> Result<(), Box<dyn std::error::Error>> {
@@ -52,40 +43,12 @@ async fn run(flags: Flags) -> Result<(), Box<dyn std::error::Error>> {
         Identities::One(client.clone())
     };
 
-    let address = (flags.bind_address, flags.secure_port).into();
-    let mut endpoints = Endpoints::new(address, health::Checks::new(), registry.clone());
-    let serving = delegated::Serving {
-        cert_dir: flags.cert_dir,
-        cert_file: flags.tls_cert_file,
-        key_file: flags.tls_private_key_file,
-        client_ca_file: flags.client_ca_file,
-    };
-    endpoints.tls = Some(serving.server_tls("kube-controller-manager")?);
-    endpoints.authorize = Some(delegated::authorize(client.clone()));
-    let endpoints = endpoints.bind().await?;
+    let endpoints = flags.serving.bind("kube-controller-manager", PORT, client.clone(), &registry).await?;
     tokio::spawn(endpoints.run(cancel.clone()));
     systemd::notify_ready();
 
     let context =
         || Context::new(client.clone(), identities, queue::Metrics::new(&registry), config.settings);
-    if !flags.leader_elect {
-        descriptors::run(context(), &flags.controllers, cancel.clone()).await;
-        return if cancel.is_cancelled() { Ok(()) } else { Err("a controller failed".into()) };
-    }
-    let election = leader::Election {
-        client: client.clone(),
-        lease: leader::LeaseName {
-            namespace: flags.leader_elect_resource_namespace,
-            name: flags.leader_elect_resource_name,
-        },
-        identity: leader::identity(),
-        timing: config.timing,
-        metrics: leader::Metrics::new(&registry),
-    };
-    let lead = async |stop| descriptors::run(context(), &flags.controllers, stop).await;
-    match election.run(cancel, lead).await {
-        leader::Ended::Lost => Err("the leader lease was lost".into()),
-        leader::Ended::Finished => Err("a controller failed".into()),
-        leader::Ended::Cancelled => Ok(()),
-    }
+    let work = async |stop| descriptors::run(context(), &flags.controllers, stop).await;
+    Ok(lead(config.candidacy, client.clone(), &registry, cancel, work).await?)
 }

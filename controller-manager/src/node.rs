@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint};
+use k8s_openapi::api::core::v1::{Node, PodSpec, Taint};
+use keelson_objects::nodes;
 
 use crate::meta::{HasMeta, Meta};
 
@@ -65,36 +66,8 @@ impl NodeInfo {
     /// Whether a pod's node selector and required node affinity accept the node.
     #[must_use]
     pub fn is_selected_by(&self, spec: &PodSpec) -> bool {
-        let labels = |(key, value): (&String, &String)| self.meta.labels.get(key) == Some(value);
-        let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-        let required =
-            affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
-        spec.node_selector.iter().flatten().all(labels)
-            && required
-                .is_none_or(|required| required.node_selector_terms.iter().any(|term| self.matches(term)))
-    }
-
-    /// Terms are alternatives; the requirements of one must all hold. An empty term matches nothing.
-    fn matches(&self, term: &NodeSelectorTerm) -> bool {
-        let expressions = term.match_expressions.as_deref().unwrap_or_default();
-        let fields = term.match_fields.as_deref().unwrap_or_default();
-        !(expressions.is_empty() && fields.is_empty())
-            && expressions.iter().all(|r| meets(r, self.meta.labels.get(&r.key).map(String::as_str)))
-            && fields.iter().all(|r| r.key == "metadata.name" && meets(r, Some(&self.meta.name)))
-    }
-}
-
-fn meets(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = |value: &str| values.iter().any(|v| v == value);
-    let numbers = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
-    match requirement.operator.as_str() {
-        "In" => value.is_some_and(listed),
-        "NotIn" => !value.is_some_and(listed),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => numbers().is_some_and(|(value, bound)| value > bound),
-        "Lt" => numbers().is_some_and(|(value, bound)| value < bound),
-        _ => false,
+        let selector = spec.node_selector.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
+        let label = |key: &str| self.meta.labels.get(key).map(String::as_str);
+        nodes::admits(selector, spec.affinity.as_ref(), &self.meta.name, label)
     }
 }

@@ -28,11 +28,7 @@ where
     Fut: Future<Output = Outcome> + Send,
 {
     let work = &work;
-    queue
-        .run(workers, |key| async move {
-            work(key).await.map_err(setback)
-        })
-        .await;
+    queue.run(workers, |key| async move { work(key).await.map_err(setback) }).await;
 }
 
 /// A conflict and an object that is gone tell of a cache that is behind. They too are tried again ever more seldom: a

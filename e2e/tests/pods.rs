@@ -332,7 +332,7 @@ fn alone_taints_keep_pods_away_that_do_not_tolerate_them() {
         };
         kubectl.apply(&on_first("plain").to_string());
         let message = event(&kubectl, "plain", "FailedScheduling");
-        assert!(message.contains(&format!("1 node(s) had untolerated taint {{{key}: yes}}")), "{message}");
+        assert!(message.contains("1 node(s) had untolerated taint(s)"), "{message}");
         let mut tolerant = on_first("tolerant");
         tolerant["spec"]["tolerations"] = json!([{"key": key, "operator": "Exists"}]);
         kubectl.apply(&tolerant.to_string());

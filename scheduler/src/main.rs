@@ -4,15 +4,17 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use keelson_client::events::Recorder;
-use keelson_client::{delegated, leader};
+use keelson_client::flags::lead;
 use keelson_component_base::metrics::Registry;
-use keelson_component_base::serve::Endpoints;
-use keelson_component_base::{exit, health, logging, memory, shutdown, systemd, tls};
+use keelson_component_base::{exit, logging, memory, shutdown, systemd, tls};
 use kube_scheduler::bind::Binder;
 use kube_scheduler::config::Flags;
 use kube_scheduler::metrics::Metrics;
 use kube_scheduler::plugins;
 use kube_scheduler::server::Scheduler;
+
+/// Upstream's port of the scheduler.
+const PORT: u16 = 10259;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
@@ -28,20 +30,7 @@ async fn run(flags: Flags) -> Result<(), Box<dyn std::error::Error>> {
     let registry = Registry::new();
     let client = keelson_client::connect(&config.kubeconfig, &keelson_client::user_agent("kube-scheduler"))?;
 
-    let mut endpoints = Endpoints::new(
-        (flags.bind_address, flags.secure_port).into(),
-        health::Checks::new(),
-        registry.clone(),
-    );
-    let serving = delegated::Serving {
-        cert_dir: flags.cert_dir,
-        cert_file: flags.tls_cert_file,
-        key_file: flags.tls_private_key_file,
-        client_ca_file: flags.client_ca_file,
-    };
-    endpoints.tls = Some(serving.server_tls("kube-scheduler")?);
-    endpoints.authorize = Some(delegated::authorize(client.clone()));
-    let endpoints = endpoints.bind().await?;
+    let endpoints = flags.serving.bind("kube-scheduler", PORT, client.clone(), &registry).await?;
     tokio::spawn(endpoints.run(cancel.clone()));
     systemd::notify_ready();
 
@@ -54,19 +43,5 @@ async fn run(flags: Flags) -> Result<(), Box<dyn std::error::Error>> {
         },
         name: config.scheduler_name,
     };
-    if !config.leader_elect {
-        scheduler.run(cancel).await;
-        return Ok(());
-    }
-    let election = leader::Election {
-        client,
-        lease: leader::LeaseName { namespace: config.lease_namespace, name: config.lease_name },
-        identity: leader::identity(),
-        timing: config.timing,
-        metrics: leader::Metrics::new(&registry),
-    };
-    match election.run(cancel, |cancel| scheduler.run(cancel)).await {
-        leader::Ended::Lost => Err("the leader lease was lost".into()),
-        leader::Ended::Cancelled | leader::Ended::Finished => Ok(()),
-    }
+    Ok(lead(config.candidacy, client, &registry, cancel, |cancel| scheduler.run(cancel)).await?)
 }

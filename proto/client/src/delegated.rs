@@ -5,7 +5,6 @@
 //! Health endpoints stay open (the server asks for no decision on them). A failed review is a refusal.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,6 @@ use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
 use keelson_component_base::serve::{self, Authorize, Peer};
-use keelson_component_base::tls::{self, ClientAuth, ServerTls, TlsError};
 use kube::api::{Api, PostParams};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -25,30 +23,6 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 /// How long an answer of the API server is gone by (upstream: ten seconds for what is allowed).
 const REMEMBER: Duration = Duration::from_secs(10);
 const MAX_REMEMBERED: usize = 256;
-
-/// The files of a daemon's HTTPS endpoint, as its flags name them.
-#[derive(Debug, Clone, Default)]
-pub struct Serving {
-    /// Where a self-signed pair is kept if no certificate is given.
-    pub cert_dir: PathBuf,
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    pub client_ca_file: Option<PathBuf>,
-}
-
-impl Serving {
-    /// # Errors
-    /// No certificate is given and none can be made.
-    pub fn server_tls(self, daemon: &str) -> Result<ServerTls, TlsError> {
-        let mut made = match (self.cert_file, self.key_file) {
-            (Some(cert_file), Some(key_file)) => ServerTls { cert_file, key_file, ..ServerTls::default() },
-            _ => tls::ensure_self_signed(&self.cert_dir, daemon, &["localhost".to_owned()])?,
-        };
-        made.client_ca_file = self.client_ca_file;
-        made.client_auth = ClientAuth::Optional;
-        Ok(made)
-    }
-}
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]

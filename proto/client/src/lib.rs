@@ -1,6 +1,6 @@
 //! The ground that everything which talks to the API server stands on: kubeconfig and one HTTP/2 connection
-//! ([`connect`]), indexed caches of projections ([`cache`]), the work queue ([`queue`]), events ([`events`]) and
-//! leader election ([`leader`]).
+//! ([`connect`]), indexed caches of projections ([`cache`]), the work queue ([`queue`]), events ([`events`]),
+//! leader election ([`leader`]), and the flags that its daemons share ([`flags`]).
 //!
 //! It never keeps whole objects and never polls: state comes by watch.
 
@@ -11,6 +11,7 @@ pub mod delegated;
 pub mod events;
 #[cfg(test)]
 mod fake;
+pub mod flags;
 pub mod kubeconfig;
 pub mod leader;
 pub mod queue;

@@ -396,7 +396,12 @@ impl<Key: Clone + Eq + Hash + Send + 'static> Queue<Key> {
                     Err(setback) => {
                         match setback {
                             Setback::Failed(error) => {
-                                tracing::warn!(queue = self.0.name, ?key, error, "Work failed, will try again");
+                                tracing::warn!(
+                                    queue = self.0.name,
+                                    ?key,
+                                    error,
+                                    "Work failed, will try again"
+                                );
                             }
                             Setback::Outdated(error) => {
                                 tracing::debug!(queue = self.0.name, ?key, error, "Decided on old facts");

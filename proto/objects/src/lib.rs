@@ -1,5 +1,5 @@
 //! Pure rules about API objects, the same for the API server and for every daemon: selectors, quantities, owners,
-//! pod conditions and resources, taints, names, hashes, times and the primitives of validation.
+//! node selectors, pod conditions and resources, taints, names, hashes, times and the primitives of validation.
 //!
 //! Nothing here does I/O, reads a clock or draws random numbers: what is needed of those comes in as arguments.
 //! Primitives work on strings, so that the API server can use them on values; whole-object rules take
@@ -12,6 +12,7 @@ pub mod hashes;
 pub mod intstr;
 pub mod labels;
 pub mod names;
+pub mod nodes;
 pub mod owners;
 pub mod pods;
 pub mod quantity;

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Taint;
 use keelson_objects::taints;
 
 use crate::cache::NodeInfo;
@@ -19,19 +18,11 @@ impl Filter for TaintToleration {
     fn prepare<'a>(&self, cycle: &Cycle<'a>) -> Option<Check<'a>> {
         let tolerations = &cycle.pod.wishes.tolerations;
         Some(Box::new(|node| {
-            let forbids = |taint: &&Taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute");
-            let untolerated = node
-                .facts
-                .taints
-                .iter()
-                .filter(forbids)
-                .find(|taint| !taints::tolerated_by(taint, tolerations));
-            match untolerated {
+            let forbids = |effect: &str| matches!(effect, taints::NO_SCHEDULE | taints::NO_EXECUTE);
+            match taints::first_untolerated(&node.facts.taints, tolerations, forbids) {
                 None => Ok(()),
-                Some(taint) => {
-                    let value = taint.value.as_deref().unwrap_or_default();
-                    Err(vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key).into()])
-                }
+                // Which taint it is, is not for everybody who may read the pod.
+                Some(_) => Err(vec!["node(s) had untolerated taint(s)".into()]),
             }
         }))
     }
@@ -49,7 +40,7 @@ impl Score for TaintToleration {
     fn score(&self, cycle: &Cycle<'_>, feasible: &[Arc<NodeInfo>]) -> Option<Vec<i64>> {
         let tolerations = &cycle.pod.wishes.tolerations;
         let intolerable = |node: &Arc<NodeInfo>| {
-            let discouraging = node.facts.taints.iter().filter(|t| t.effect == "PreferNoSchedule");
+            let discouraging = node.facts.taints.iter().filter(|t| t.effect == taints::PREFER_NO_SCHEDULE);
             discouraging.filter(|taint| !taints::tolerated_by(taint, tolerations)).count() as i64
         };
         normalize_reversed(&feasible.iter().map(intolerable).collect::<Vec<_>>())
