@@ -1,6 +1,6 @@
 //! What every part of this kubelet shares: configuration, the runtime, the API server, and what is known of the node.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use k8s_openapi::api::core::v1::Service;
 use keelson_client::cache::Cache;
@@ -22,12 +22,14 @@ use crate::{
 pub struct RuntimeCondition {
     pub runtime: Result<(), String>,
     pub network: Result<(), String>,
+    /// Handlers (the default one's name is empty) whose mounts can be read-only all the way down.
+    pub recursive_read_only: BTreeSet<String>,
 }
 
 impl Default for RuntimeCondition {
     fn default() -> Self {
         let unknown = || Err("container runtime status check may not have completed yet".to_owned());
-        Self { runtime: unknown(), network: unknown() }
+        Self { runtime: unknown(), network: unknown(), recursive_read_only: BTreeSet::new() }
     }
 }
 

@@ -17,14 +17,17 @@ use crate::{
     config::KubeletConfiguration,
     context::Kubelet,
     events::Type,
+    images,
     node::capacity,
-    pod::{reference, resources},
+    pod::{End, reference, resources},
     pods::Pods,
     runtime::names,
-    status::compute::Waiting,
+    status::compute::{self, Waiting},
 };
 
 const PERIOD: Duration = Duration::from_secs(10);
+/// How long an ended pod is waited for before the next one is ended.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A pressure that went away is reported this much longer, so that it does not flap.
 const TRANSITION: Duration = Duration::from_secs(300);
 
@@ -147,14 +150,33 @@ pub async fn run(
     pressures: Arc<Pressures>,
     cancel: CancellationToken,
 ) {
+    let thresholds = thresholds(&kubelet.config);
+    // The pod that was ended last: what it gives back is waited for.
+    let mut last: Option<(String, Instant)> = None;
     loop {
-        let found = self::pressures(&thresholds(&kubelet.config), &observe(&kubelet).await);
-        for (pressure, message) in found {
-            pressures.0.lock().insert(pressure, Instant::now());
+        let mut found = self::pressures(&thresholds, &observe(&kubelet).await);
+        for (pressure, message) in &found {
+            pressures.0.lock().insert(*pressure, Instant::now());
             tracing::warn!(?pressure, message, "the node is under pressure");
-            if pressure != Pressure::Pid {
-                evict(&kubelet, &pods, &message).await;
+        }
+        if found.iter().any(|(pressure, _)| *pressure == Pressure::Disk) {
+            // Nobody misses an image that nothing uses; pods end only if that is not enough.
+            match images::gc::remove_unused(&kubelet).await {
+                Ok(0) => {}
+                Ok(_) => found = self::pressures(&thresholds, &observe(&kubelet).await),
+                Err(error) => tracing::warn!(%error, "removing unused images"),
             }
+        }
+        let ending = last.as_ref().is_some_and(|(uid, at)| {
+            let mut known = pods.list().into_iter();
+            at.elapsed() < PATIENCE
+                && known.any(|(pod, status)| {
+                    pod.metadata.uid.as_ref() == Some(uid) && !compute::is_terminal(&status)
+                })
+        });
+        let worst = found.into_iter().find(|(pressure, _)| *pressure != Pressure::Pid);
+        if let (false, Some((pressure, message))) = (ending, worst) {
+            last = evict(&kubelet, &pods, pressure, &message).await.map(|uid| (uid, Instant::now()));
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
@@ -197,39 +219,66 @@ async fn observe(kubelet: &Kubelet) -> BTreeMap<&'static str, Observation> {
     observed
 }
 
-/// Ends the pod that uses most above its request, lowest priority first; never a critical or static one.
-async fn evict(kubelet: &Kubelet, pods: &Pods, message: &str) {
+/// What each pod uses of what is short, in bytes.
+async fn usage(kubelet: &Arc<Kubelet>, pressure: Pressure, uids: Vec<String>) -> BTreeMap<String, i64> {
     let stats = kubelet.runtime.list_container_stats(cri::ListContainerStatsRequest::default()).await;
-    let mut memory: BTreeMap<String, i64> = BTreeMap::new();
+    let mut usage: BTreeMap<String, i64> = BTreeMap::new();
     for stats in stats.map(|response| response.stats).unwrap_or_default() {
         let uid = stats.attributes.as_ref().and_then(|a| a.labels.get(names::POD_UID)).cloned();
-        let bytes = stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |value| value.value);
-        *memory.entry(uid.unwrap_or_default()).or_default() += i64::try_from(bytes).unwrap_or(i64::MAX);
+        let bytes = match pressure {
+            Pressure::Disk => stats.writable_layer.and_then(|layer| layer.used_bytes),
+            Pressure::Memory | Pressure::Pid => stats.memory.and_then(|memory| memory.working_set_bytes),
+        };
+        let bytes = bytes.map_or(0, |value| i64::try_from(value.value).unwrap_or(i64::MAX));
+        let sum = usage.entry(uid.unwrap_or_default()).or_default();
+        *sum = sum.saturating_add(bytes);
     }
-    let victim = pods
-        .list()
-        .into_iter()
-        .filter(|(pod, status)| {
-            let spec = pod.spec.as_ref();
-            let is_static = crate::mirror::hash(pod).is_some();
-            let critical =
-                spec.and_then(|spec| spec.priority).is_some_and(|priority| priority >= 2_000_000_000);
-            !is_static
-                && !critical
-                && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-                && pod.metadata.deletion_timestamp.is_none()
-        })
-        .max_by_key(|(pod, _)| {
-            let spec = pod.spec.as_ref();
-            let used = pod.metadata.uid.as_ref().and_then(|uid| memory.get(uid)).copied().unwrap_or(0);
-            let over = used - spec.map_or(0, |spec| resources::pod_requests(spec).memory);
-            (over > 0, -i64::from(spec.and_then(|spec| spec.priority).unwrap_or(0)), over)
+    if pressure == Pressure::Disk {
+        let kubelet = kubelet.clone();
+        let volumes = tokio::task::spawn_blocking(move || {
+            uids.into_iter()
+                .map(|uid| (capacity::used(&kubelet.volumes.pod_directory(&uid).join("volumes")), uid))
+                .collect()
         });
-    let Some((pod, _)) = victim else { return };
-    let Some(uid) = &pod.metadata.uid else { return };
+        let volumes: Vec<(u64, String)> = volumes.await.unwrap_or_default();
+        for (bytes, uid) in volumes {
+            let sum = usage.entry(uid).or_default();
+            *sum = sum.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+    }
+    usage
+}
+
+/// Ends the pod that uses most above its request, lowest priority first; never a critical or static one.
+async fn evict(kubelet: &Arc<Kubelet>, pods: &Pods, pressure: Pressure, message: &str) -> Option<String> {
+    let mut candidates = pods.list();
+    candidates.retain(|(pod, status)| {
+        let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
+        crate::mirror::hash(pod).is_none()
+            && priority.is_none_or(|priority| priority < 2_000_000_000)
+            && !compute::is_terminal(status)
+            && pod.metadata.deletion_timestamp.is_none()
+    });
+    let uids = candidates.iter().filter_map(|(pod, _)| pod.metadata.uid.clone()).collect();
+    let usage = usage(kubelet, pressure, uids).await;
+    let (pod, _) = candidates.into_iter().max_by_key(|(pod, _)| {
+        let spec = pod.spec.as_ref();
+        let used = pod.metadata.uid.as_ref().and_then(|uid| usage.get(uid)).copied().unwrap_or(0);
+        let requested = match pressure {
+            // Requests of ephemeral storage are not kept account of.
+            Pressure::Disk => 0,
+            Pressure::Memory | Pressure::Pid => spec.map_or(0, |spec| resources::pod_requests(spec).memory),
+        };
+        let over = used.saturating_sub(requested);
+        (over > 0, -i64::from(spec.and_then(|spec| spec.priority).unwrap_or(0)), over)
+    })?;
+    let uid = pod.metadata.uid.clone()?;
     kubelet.events.record(&reference(&pod, None), Type::Warning, "Evicted", message);
     kubelet.metrics.pod_evicted();
-    pods.evict(uid, Waiting { reason: "Evicted".to_owned(), message: message.to_owned() });
+    let why = Waiting { reason: "Evicted".to_owned(), message: message.to_owned() };
+    // A hard threshold leaves no time to be polite.
+    pods.evict(&uid, End { why, grace: Some(1) });
+    Some(uid)
 }
 
 #[cfg(test)]

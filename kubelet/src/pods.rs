@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission,
     context::Kubelet,
+    events::Type,
     mirror::Mirrors,
     pod::{
-        Desired, Mirror, Source, kill,
-        worker::{Handle, Worker},
+        Desired, End, Mirror, Source, kill,
+        worker::{Handle, Worker, ending},
     },
     runtime::{events::Events as RuntimeEvents, names},
     status::compute::Waiting,
@@ -118,7 +119,10 @@ impl Pods {
                 && metadata.deletion_timestamp.is_none()
                 && let Err(refusal) = admission::admit(&self.kubelet, &pod, &others)
             {
-                handle.evict.send_replace(Some(refusal));
+                let object = crate::pod::reference(&pod, None);
+                self.kubelet.events.record(&object, Type::Warning, &refusal.reason, &refusal.message);
+                let message = format!("Pod was rejected: {}", refusal.message);
+                handle.evict.send_replace(Some(End::from(Waiting { message, ..refusal })));
             }
             table.entries.insert(uid.clone(), Entry { handle });
             let this = self.clone();
@@ -234,9 +238,9 @@ impl Pods {
     }
 
     /// Ends a pod before its time.
-    pub fn evict(&self, uid: &str, why: Waiting) {
+    pub fn evict(&self, uid: &str, end: End) {
         if let Some(entry) = self.table.lock().entries.get(uid) {
-            entry.handle.evict.send_replace(Some(why));
+            entry.handle.evict.send_replace(Some(end));
         }
     }
 
@@ -315,7 +319,7 @@ impl Pods {
         for uid in self.kubelet.volumes.pods() {
             if !known(&uid)
                 && !running.contains_key(&uid)
-                && let Err(error) = self.kubelet.volumes.remove(&uid)
+                && let Err(error) = ending::remove_volumes(self.kubelet.clone(), uid.clone()).await
             {
                 tracing::warn!(uid, %error, "removing an orphaned pod's volumes");
             }

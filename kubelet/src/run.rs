@@ -95,6 +95,7 @@ pub async fn run(flags: Flags) -> Result<(), RunError> {
     for directory in [root.join("pods"), config.pod_logs_dir.clone()] {
         std::fs::create_dir_all(&directory).map_err(|error| RunError::Directory(directory, error))?;
     }
+    let root = private_pods(&root).map_err(|error| RunError::Directory(root, error))?;
     let addresses = if flags.node_ip.is_empty() { default_addresses().await } else { flags.node_ip.clone() };
     let (kubelet, pods_slot) =
         build(&config, client.clone(), runtime, metrics, cgroups, &hostname, root, &addresses)?;
@@ -164,6 +165,14 @@ pub async fn run(flags: Flags) -> Result<(), RunError> {
     tasks.close();
     let _ = tokio::time::timeout(std::time::Duration::from_secs(5), tasks.wait()).await;
     Ok(())
+}
+
+/// The root's true path, by which the kernel lists mounts; what pods have below it is not for every user of the host.
+fn private_pods(root: &std::path::Path) -> std::io::Result<std::path::PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = std::fs::canonicalize(root)?;
+    std::fs::set_permissions(root.join("pods"), std::fs::Permissions::from_mode(0o750))?;
+    Ok(root)
 }
 
 fn hostname(flags: &Flags) -> Result<String, RunError> {

@@ -34,6 +34,8 @@ pub struct Images {
     events: Events,
     /// One at a time where the configuration says so.
     pulls: Option<Arc<Semaphore>>,
+    /// When each was first seen and last used.
+    seen: tokio::sync::Mutex<gc::Seen>,
 }
 
 /// What a container's image depends on.
@@ -47,7 +49,12 @@ pub struct Wanted<'a> {
 
 impl Images {
     pub fn new(runtime: Runtime, events: Events, serialize: bool) -> Self {
-        Self { runtime, events, pulls: serialize.then(|| Arc::new(Semaphore::new(1))) }
+        Self {
+            runtime,
+            events,
+            pulls: serialize.then(|| Arc::new(Semaphore::new(1))),
+            seen: Default::default(),
+        }
     }
 
     /// Makes sure that the container's image is there.

@@ -1,6 +1,6 @@
 //! What the machine has: CPUs, memory, disks, and how full they are. Reads /proc and statvfs, decides nothing.
 
-use std::path::Path;
+use std::{os::unix::fs::MetadataExt as _, path::Path};
 
 use crate::pod::resources::Amounts;
 
@@ -33,6 +33,26 @@ pub fn filesystem(path: &Path) -> Option<(u64, u64)> {
 pub fn inodes(path: &Path) -> Option<(u64, u64)> {
     let stat = existing(path).and_then(|path| nix::sys::statvfs::statvfs(path).ok())?;
     Some((stat.files(), stat.files_available()))
+}
+
+/// Bytes on disk of a directory and what is in it, without what is mounted there.
+pub fn used(directory: &Path) -> u64 {
+    let Ok(top) = std::fs::symlink_metadata(directory) else { return 0 };
+    let (mut sum, mut pending) = (0, vec![directory.to_path_buf()]);
+    while let Some(next) = pending.pop() {
+        let entries = std::fs::read_dir(&next).into_iter().flatten().flatten();
+        for metadata in entries.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?))) {
+            let (path, metadata) = metadata;
+            if metadata.dev() != top.dev() {
+                continue;
+            }
+            sum += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                pending.push(path);
+            }
+        }
+    }
+    sum
 }
 
 fn existing(path: &Path) -> Option<&Path> {

@@ -3,7 +3,12 @@
 pub mod capacity;
 pub mod status;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -74,10 +79,19 @@ impl NodeReporter {
             Ok(response) => response,
             Err(error) => {
                 let down = format!("container runtime is down: {error}");
-                return RuntimeCondition { runtime: Err(down.clone()), network: Err(down) };
+                return RuntimeCondition {
+                    runtime: Err(down.clone()),
+                    network: Err(down),
+                    recursive_read_only: BTreeSet::new(),
+                };
             }
         };
         let conditions = response.status.map(|status| status.conditions).unwrap_or_default();
+        let handlers = response.runtime_handlers.into_iter();
+        let recursive_read_only = handlers
+            .filter(|handler| handler.features.as_ref().is_some_and(|f| f.recursive_read_only_mounts))
+            .map(|handler| handler.name)
+            .collect();
         let of = |kind: &str, prefix: &str| match conditions.iter().find(|condition| condition.r#type == kind)
         {
             Some(condition) if condition.status => Ok(()),
@@ -87,6 +101,7 @@ impl NodeReporter {
         RuntimeCondition {
             runtime: of("RuntimeReady", "container runtime not ready"),
             network: of("NetworkReady", "container runtime network not ready"),
+            recursive_read_only,
         }
     }
 

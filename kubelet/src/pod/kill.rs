@@ -119,19 +119,27 @@ fn spec_of(pod: &Pod, name: &str) -> Option<(Kind, k8s_openapi::api::core::v1::C
 
 /// Removes what is left of a pod in the runtime; nothing of it runs any more.
 pub async fn remove(kubelet: &Kubelet, observed: &ObservedPod) -> Result<()> {
-    let ignore_gone = |result: Result<()>| match result {
-        Err(error) if error.is_not_found() => Ok(()),
-        other => other,
-    };
     for container in &observed.containers {
         let request = cri::RemoveContainerRequest { container_id: container.id.clone() };
         ignore_gone(kubelet.runtime.remove_container(request).await.map(|_| ()))?;
     }
     for sandbox in &observed.sandboxes {
-        let stop = cri::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
-        ignore_gone(kubelet.runtime.stop_pod_sandbox(stop).await.map(|_| ()))?;
-        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
-        ignore_gone(kubelet.runtime.remove_pod_sandbox(request).await.map(|_| ()))?;
+        remove_sandbox(kubelet, &sandbox.id).await?;
     }
     Ok(())
+}
+
+/// Removes one sandbox, stopped once more so that its network is given back; one that is gone is fine.
+pub async fn remove_sandbox(kubelet: &Kubelet, id: &str) -> Result<()> {
+    let stop = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+    ignore_gone(kubelet.runtime.stop_pod_sandbox(stop).await.map(|_| ()))?;
+    let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+    ignore_gone(kubelet.runtime.remove_pod_sandbox(request).await.map(|_| ()))
+}
+
+fn ignore_gone(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
 }

@@ -6,6 +6,7 @@ pub mod dns;
 pub mod env;
 pub mod hooks;
 pub mod kill;
+pub mod mounts;
 pub mod plan;
 pub mod resources;
 pub mod sandbox;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 
-use crate::runtime::names;
+use crate::{runtime::names, status::compute::Waiting};
 
 /// How a container id is prefixed in a status; upstream takes it from the runtime's Version.
 pub const RUNTIME_NAME: &str = "containerd";
@@ -35,6 +36,21 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
     pub uid: String,
+}
+
+/// A decision to end a pod before its time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Reason and message of its status.
+    pub why: Waiting,
+    /// Seconds, if it is to be quicker than the pod would have it.
+    pub grace: Option<i64>,
+}
+
+impl From<Waiting> for End {
+    fn from(why: Waiting) -> Self {
+        Self { why, grace: None }
+    }
 }
 
 /// What is wanted of a pod; replaced as a whole when it changes.

@@ -84,6 +84,7 @@ fn linux(spec: &PodSpec, cgroup_parent: &str) -> cri::LinuxPodSandboxConfig {
             supplemental_groups: groups,
             supplemental_groups_policy: security::groups_policy(context) as i32,
             privileged,
+            selinux_options: security::selinux(context.and_then(|c| c.se_linux_options.as_ref())),
             seccomp: Some(security::runtime_default()),
             ..Default::default()
         }),

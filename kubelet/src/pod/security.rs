@@ -1,7 +1,8 @@
 //! Security contexts: pod and container settings merged into what CRI takes. Pure.
 
 use k8s_openapi::api::core::v1::{
-    Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
+    AppArmorProfile, Container, Pod, PodSecurityContext, PodSpec, SELinuxOptions, SeccompProfile,
+    SecurityContext,
 };
 use keelson_proto::cri;
 
@@ -21,6 +22,8 @@ const MASKED: &[&str] = &[
     "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
+/// Before the container's name, in an annotation of the pod.
+pub const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// fsGroup and the supplemental groups, in upstream's order.
@@ -79,6 +82,48 @@ fn seccomp(profile: Option<&SeccompProfile>, root: &std::path::Path) -> cri::Sec
     cri::SecurityProfile { profile_type: kind as i32, localhost_ref: reference }
 }
 
+/// The AppArmor profile of a container: its own, that of the annotation of old, or the pod's.
+pub fn apparmor_profile(pod: &Pod, container: &Container) -> Option<AppArmorProfile> {
+    if let Some(own) = container.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref()) {
+        return Some(own.clone());
+    }
+    let annotation = format!("{APPARMOR_ANNOTATION}{}", container.name);
+    let profile = |kind: &str, name: Option<&str>| AppArmorProfile {
+        type_: kind.to_owned(),
+        localhost_profile: name.map(str::to_owned),
+    };
+    match pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(&annotation)) {
+        Some(value) if value == "runtime/default" => Some(profile("RuntimeDefault", None)),
+        Some(value) if value == "unconfined" => Some(profile("Unconfined", None)),
+        Some(value) => value.strip_prefix("localhost/").map(|name| profile("Localhost", Some(name))),
+        None => pod.spec.as_ref()?.security_context.as_ref()?.app_armor_profile.clone(),
+    }
+}
+
+/// AppArmor as CRI takes it, with the name in the words of runtimes before 1.7.
+fn apparmor(profile: Option<AppArmorProfile>) -> (Option<cri::SecurityProfile>, String) {
+    use cri::security_profile::ProfileType;
+    let Some(profile) = profile else { return (None, String::new()) };
+    let name = profile.localhost_profile.unwrap_or_default();
+    let (kind, reference, old) = match profile.type_.as_str() {
+        "RuntimeDefault" => (ProfileType::RuntimeDefault, String::new(), "runtime/default".to_owned()),
+        "Localhost" => (ProfileType::Localhost, name.clone(), format!("localhost/{name}")),
+        _ => (ProfileType::Unconfined, String::new(), "unconfined".to_owned()),
+    };
+    (Some(cri::SecurityProfile { profile_type: kind as i32, localhost_ref: reference }), old)
+}
+
+/// SELinux labels as CRI takes them.
+pub fn selinux(options: Option<&SELinuxOptions>) -> Option<cri::SeLinuxOption> {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    options.map(|options| cri::SeLinuxOption {
+        user: text(&options.user),
+        role: text(&options.role),
+        r#type: text(&options.type_),
+        level: text(&options.level),
+    })
+}
+
 /// The user of the image, as the runtime read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageUser {
@@ -127,6 +172,9 @@ pub fn context(
     let profile =
         own.seccomp_profile.as_ref().or_else(|| pod_context.and_then(|c| c.seccomp_profile.as_ref()));
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked");
+    let (apparmor, apparmor_name) = apparmor(apparmor_profile(pod, container));
+    let labels =
+        own.se_linux_options.as_ref().or_else(|| pod_context.and_then(|c| c.se_linux_options.as_ref()));
     let paths = |list: &[&str]| {
         if unmasked { Vec::new() } else { list.iter().map(|&path| path.to_owned()).collect() }
     };
@@ -147,6 +195,9 @@ pub fn context(
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(MASKED),
         readonly_paths: paths(READ_ONLY),
+        selinux_options: selinux(labels),
+        apparmor,
+        apparmor_profile: apparmor_name,
         seccomp: Some(if privileged && profile.is_none() {
             seccomp(None, root)
         } else {
@@ -159,6 +210,34 @@ pub fn context(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn apparmor_and_selinux_reach_the_runtime() {
+        let check = |annotation: Option<&str>, own: serde_json::Value, expected: (&str, &str)| {
+            let mut pod = serde_json::json!({
+                "metadata": {"name": "p", "annotations": {}},
+                "spec": {
+                    "securityContext": {
+                        "appArmorProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0"}},
+                    "containers": [{"name": "c", "securityContext": own}]}});
+            if let Some(value) = annotation {
+                pod["metadata"]["annotations"][format!("{APPARMOR_ANNOTATION}c")] = value.into();
+            }
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            let container = &pod.spec.as_ref().unwrap().containers[0];
+            let context = context(&pod, container, &ImageUser::default(), None, std::path::Path::new("/k"));
+            let level = context.selinux_options.unwrap().level;
+            assert_eq!((context.apparmor_profile.as_str(), level.as_str()), expected);
+            let localhost = context.apparmor.unwrap().localhost_ref;
+            assert_eq!(localhost, expected.0.strip_prefix("localhost/").unwrap_or_default());
+        };
+        check(None, serde_json::json!({}), ("runtime/default", "s0"));
+        check(Some("localhost/x"), serde_json::json!({}), ("localhost/x", "s0"));
+        let own = serde_json::json!({
+            "appArmorProfile": {"type": "Localhost", "localhostProfile": "mine"},
+            "seLinuxOptions": {"level": "s1"}});
+        check(Some("unconfined"), own, ("localhost/mine", "s1"));
+    }
 
     #[test]
     fn root_is_refused_where_it_is_forbidden() {

@@ -1,6 +1,6 @@
 //! Starting: a pod's sandbox, and one container from image to postStart.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Secret};
 use keelson_proto::cri;
@@ -8,9 +8,9 @@ use keelson_proto::cri;
 use super::{
     backoff::Backoff,
     container::{self, ContainerInputs},
-    dns, env, hooks,
+    dns, env, hooks, mounts,
     plan::{Kind, Slot},
-    reference, resources, sandbox, security, termination,
+    reference, resources, sandbox, security,
 };
 use crate::{
     context::Kubelet,
@@ -18,7 +18,7 @@ use crate::{
     images::Wanted,
     runtime::observe::{ObservedPod, Sandbox},
     status::compute::Waiting,
-    volumes::{Mounted, subpath},
+    volumes::Mounted,
 };
 
 /// What a pod's containers have in common while they are started.
@@ -31,9 +31,11 @@ pub struct Surroundings<'a> {
     pub sandbox_config: &'a cri::PodSandboxConfig,
     pub secrets: &'a [Arc<Secret>],
     pub observed: &'a ObservedPod,
+    /// The runtime's name for the pod's RuntimeClass; empty for its default.
+    pub handler: &'a str,
 }
 
-fn text(value: &Option<String>) -> &str {
+pub(super) fn text(value: &Option<String>) -> &str {
     value.as_deref().unwrap_or_default()
 }
 
@@ -101,7 +103,7 @@ pub async fn container(
         .map_err(|message| failed("CreateContainerConfigError", message))?;
     let environment =
         environment(around, spec).await.map_err(|message| failed("CreateContainerConfigError", message))?;
-    let mounts = mounts(around, spec, restart_count, &environment)
+    let mounts = mounts::of(around, spec, restart_count, &environment)
         .map_err(|message| failed("CreateContainerConfigError", message))?;
     let target = (slot.kind == Kind::Ephemeral).then(|| target(around, slot)).flatten();
     let config = container::config(ContainerInputs {
@@ -198,97 +200,4 @@ async fn environment(around: &Surroundings<'_>, spec: &Container) -> Result<Vec<
         node_name: &kubelet.node_name,
     };
     env::environment(spec, &sources).map_err(|error| error.to_string())
-}
-
-fn mounts(
-    around: &Surroundings<'_>,
-    spec: &Container,
-    restart_count: u32,
-    environment: &[(String, String)],
-) -> Result<Vec<cri::Mount>, String> {
-    let uid = text(&around.pod.metadata.uid);
-    let volumes = &around.kubelet.volumes;
-    let mut mounts = Vec::new();
-    for (index, mount) in spec.volume_mounts.iter().flatten().enumerate() {
-        let volume = around.mounted.paths.get(&mount.name).ok_or_else(|| {
-            format!("cannot find volume {:?} to mount into container {:?}", mount.name, spec.name)
-        })?;
-        let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
-            (_, Some(expression)) if !expression.is_empty() => env::expand(expression, |name| {
-                environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
-            }),
-            (Some(path), _) => path.clone(),
-            _ => String::new(),
-        };
-        let host_path = if sub_path.is_empty() {
-            volume.clone()
-        } else {
-            let target = volumes
-                .pod_directory(uid)
-                .join("volume-subpaths")
-                .join(&mount.name)
-                .join(&spec.name)
-                .join(index.to_string());
-            subpath::bind(volume, &sub_path, &target).map_err(|error| {
-                tracing::warn!(%error, sub_path, "preparing a subPath");
-                format!(
-                    "failed to prepare subPath for volumeMount {:?} of container {:?}",
-                    mount.name, spec.name
-                )
-            })?;
-            target
-        };
-        let container_path = if mount.mount_path.starts_with('/') {
-            mount.mount_path.clone()
-        } else {
-            format!("/{}", mount.mount_path)
-        };
-        mounts.push(cri::Mount {
-            container_path,
-            host_path: host_path.to_string_lossy().into_owned(),
-            readonly: mount.read_only == Some(true),
-            propagation: match mount.mount_propagation.as_deref() {
-                Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer,
-                Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
-                _ => cri::MountPropagation::PropagationPrivate,
-            } as i32,
-            ..Default::default()
-        });
-    }
-    own_files(around, spec, restart_count, &mut mounts).map_err(|error| error.to_string())?;
-    Ok(mounts)
-}
-
-/// /etc/hosts and the termination message: files of the kubelet that every container gets.
-fn own_files(
-    around: &Surroundings<'_>,
-    spec: &Container,
-    restart_count: u32,
-    mounts: &mut Vec<cri::Mount>,
-) -> std::io::Result<()> {
-    let volumes = &around.kubelet.volumes;
-    let uid = text(&around.pod.metadata.uid);
-    let file = |container_path: &str, host_path: &Path| cri::Mount {
-        container_path: container_path.to_owned(),
-        host_path: host_path.to_string_lossy().into_owned(),
-        ..Default::default()
-    };
-    let host_network = around.spec.host_network == Some(true);
-    if !container::mounted_at(mounts, "/etc/hosts") && (host_network || !around.sandbox.ips.is_empty()) {
-        let host_file = host_network.then(|| std::fs::read_to_string("/etc/hosts")).transpose()?;
-        let content = dns::hosts_file(
-            around.pod,
-            &around.sandbox.ips,
-            around.kubelet.cluster_domain(),
-            host_file.as_deref(),
-        );
-        mounts.push(file("/etc/hosts", &volumes.write_pod_file(uid, "etc-hosts", &content)?));
-    }
-    let path = spec.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
-    if !path.is_empty() {
-        let host = termination::file(&volumes.container_directory(uid, &spec.name), restart_count);
-        termination::prepare(&host)?;
-        mounts.push(file(path, &host));
-    }
-    Ok(())
 }

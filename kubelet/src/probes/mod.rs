@@ -178,15 +178,10 @@ impl Probes {
         self.tracked.clear();
     }
 
-    /// What the status says of a running container; without probes it is started and ready.
-    pub fn probed(&self, id: &str) -> Probed {
-        match self.tracked.get(id) {
-            None => Probed { started: true, ready: true },
-            Some(tracked) => {
-                let verdict = tracked.verdict.lock();
-                Probed { started: verdict.started, ready: verdict.started && verdict.ready }
-            }
-        }
+    /// What the status says of a running container that is probed.
+    pub fn probed(&self, id: &str) -> Option<Probed> {
+        let verdict = self.tracked.get(id)?.verdict.lock();
+        Some(Probed { started: verdict.started, ready: verdict.started && verdict.ready })
     }
 
     /// What the plan needs to know.

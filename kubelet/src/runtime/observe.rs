@@ -125,7 +125,12 @@ impl Runtime {
         };
         let statuses =
             futures::future::join_all(containers.containers.into_iter().map(|c| self.observe_container(c)));
-        let (mut ips, statuses) = futures::join!(ips, statuses);
+        let (ips, statuses) = futures::join!(ips, statuses);
+        // A pod is not told to have lost its address because the runtime did not answer.
+        let mut ips = match ips {
+            Err(error) if error.is_not_found() => Vec::new(),
+            other => other?,
+        };
         let sandboxes = items
             .iter()
             .enumerate()
@@ -134,11 +139,7 @@ impl Runtime {
                 attempt: sandbox.metadata.as_ref().map_or(0, |m| m.attempt),
                 ready: sandbox.state() == cri::PodSandboxState::SandboxReady,
                 created_at: sandbox.created_at,
-                ips: if index == 0 {
-                    std::mem::replace(&mut ips, Ok(Vec::new())).unwrap_or_default()
-                } else {
-                    Vec::new()
-                },
+                ips: if index == 0 { std::mem::take(&mut ips) } else { Vec::new() },
             })
             .collect();
         let mut found = Vec::with_capacity(statuses.len());

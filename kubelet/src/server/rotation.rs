@@ -48,24 +48,41 @@ async fn rotate_all(kubelet: &Kubelet, limit: u64) -> crate::runtime::Result<()>
             };
             let request = cri::ReopenContainerLogRequest { container_id: container.id };
             if let Err(error) = kubelet.runtime.reopen_container_log(request).await {
-                // The runtime still writes to the renamed file: give it its name back.
+                // The runtime still writes to the renamed file: give it its name back. Others can be rotated.
                 let _ = std::fs::rename(&rotated, &path);
-                return Err(error);
+                tracing::warn!(?path, %error, "reopening a log");
             }
         }
     }
     Ok(())
 }
 
+/// What earlier rotations left of a log.
+fn rotated(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    Ok(std::fs::read_dir(directory)?
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}.")))
+        .map(|entry| entry.path())
+        .collect())
+}
+
+/// Removes the log of a container that is gone, rotated parts and all.
+pub fn remove(path: &Path) {
+    if path.as_os_str().is_empty() {
+        return;
+    }
+    for path in rotated(path).unwrap_or_default().into_iter().chain([path.to_path_buf()]) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 /// Renames the log and removes the oldest ones; the new name.
 fn rotate(path: &Path, keep: u32) -> std::io::Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let mut old: Vec<PathBuf> = std::fs::read_dir(directory)?
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}.")))
-        .map(|entry| entry.path())
-        .collect();
+    let mut old = rotated(path)?;
     old.sort();
     // The one being made and the one being written count too.
     let excess = (old.len() + 2).saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));

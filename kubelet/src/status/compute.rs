@@ -81,11 +81,13 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
 
     let mut phase = phase(spec, &init_statuses, &statuses, inputs.terminated);
     let (mut reason, mut message) = (None, None);
-    // A pod that was over stays over.
-    if matches!(inputs.previous.phase.as_deref(), Some("Failed" | "Succeeded")) {
-        phase = if inputs.previous.phase.as_deref() == Some("Failed") { "Failed" } else { "Succeeded" };
-        reason.clone_from(&inputs.previous.reason);
-        message.clone_from(&inputs.previous.message);
+    // A pod that was over stays over, whoever said so.
+    if let Some(before) =
+        [Some(inputs.previous), pod.status.as_ref()].into_iter().flatten().find(|s| is_terminal(s))
+    {
+        phase = if before.phase.as_deref() == Some("Failed") { "Failed" } else { "Succeeded" };
+        reason.clone_from(&before.reason);
+        message.clone_from(&before.message);
     }
     if let Some(failed) = inputs.failed {
         if inputs.terminated || !inputs.observed.any_running() {
@@ -120,6 +122,11 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
     status.conditions =
         Some(conditions::merge(inputs.previous.conditions.as_deref(), conditions, inputs.now));
     status
+}
+
+/// Whether a pod with this status has ended for good.
+pub fn is_terminal(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"))
 }
 
 /// Whether no container of the pod runs and none is to run again.

@@ -15,6 +15,9 @@ use crate::pod::plan::is_sidecar;
 const OWNED: &[&str] =
     &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+const DISRUPTED: &str = "DisruptionTarget";
+const TERMINATED_BY_KUBELET: &str = "TerminationByKubelet";
+
 struct Verdict {
     kind: &'static str,
     status: bool,
@@ -81,8 +84,29 @@ pub fn adopt_foreign(status: &mut PodStatus, api: Option<&PodStatus>) {
     }
 }
 
+/// Whether a condition is this kubelet's to write.
+pub fn is_owned(kind: &str, reason: Option<&str>) -> bool {
+    OWNED.contains(&kind) || (kind == DISRUPTED && reason == Some(TERMINATED_BY_KUBELET))
+}
+
+/// Says that the pod ends for the node's sake, which Jobs do not count as a failure of its own.
+pub fn disrupted(status: &mut PodStatus, message: &str, generation: Option<i64>, now: Timestamp) {
+    let conditions = status.conditions.get_or_insert_default();
+    let before = conditions.iter().position(|condition| condition.type_ == DISRUPTED);
+    let before = before.map(|index| conditions.remove(index)).filter(|before| before.status == "True");
+    conditions.push(PodCondition {
+        type_: DISRUPTED.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(TERMINATED_BY_KUBELET.to_owned()),
+        message: Some(message.to_owned()),
+        observed_generation: generation,
+        last_transition_time: before.and_then(|before| before.last_transition_time).or(Some(Time(now))),
+        ..PodCondition::default()
+    });
+}
+
 fn over(status: &PodStatus) -> bool {
-    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    super::compute::is_terminal(status)
 }
 
 fn listed(what: &str, names: &[&str]) -> Option<String> {

@@ -162,7 +162,15 @@ fn patch(known: &Map<String, Value>, status: &Map<String, Value>, uid: &str) -> 
                 items.push(json!({"$patch": "replace"}));
                 Value::Array(items)
             }
-            ("conditions", Value::Array(items)) => Value::Array(items.iter().map(explicit).collect()),
+            ("conditions", Value::Array(items)) => {
+                let before = before.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+                let ours: Vec<Value> =
+                    items.iter().filter(|item| owned(item) && !before.contains(item)).map(explicit).collect();
+                if ours.is_empty() {
+                    continue;
+                }
+                Value::Array(ours)
+            }
             _ => value.clone(),
         };
         changed.insert(key.clone(), value);
@@ -171,6 +179,12 @@ fn patch(known: &Map<String, Value>, status: &Map<String, Value>, uid: &str) -> 
         changed.insert(key.clone(), Value::Null);
     }
     (!changed.is_empty()).then(|| json!({"metadata": {"uid": uid}, "status": changed}))
+}
+
+/// What others write is not sent: it would undo a change that has not arrived here yet.
+fn owned(condition: &Value) -> bool {
+    let text = |field: &str| condition.get(field).and_then(Value::as_str);
+    text("type").is_some_and(|kind| super::conditions::is_owned(kind, text("reason")))
 }
 
 /// A reason that no longer holds must be taken away by name.
@@ -202,6 +216,16 @@ mod tests {
             json!({"podIPs": [{"ip": "1"}]}),
             json!({"podIPs": [{"ip": "2"}]}),
             Some(json!({"podIPs": [{"ip": "2"}, {"$patch": "replace"}]})),
+        );
+        let gate = |status: &str| json!({"type": "example.com/gate", "status": status});
+        let ready = json!({"type": "Ready", "status": "True"});
+        check(json!({"conditions": [gate("False")]}), json!({"conditions": [gate("True")]}), None);
+        check(
+            json!({"conditions": [gate("False"), {"type": "Initialized", "status": "True"}]}),
+            json!({"conditions": [ready, gate("True"), {"type": "Initialized", "status": "True"}]}),
+            Some(
+                json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]}),
+            ),
         );
         check(
             json!({}),

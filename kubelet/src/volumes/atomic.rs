@@ -41,10 +41,11 @@ pub fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> io::Res
         checked(path)?;
     }
     let data = directory.join(DATA);
-    let old = fs::read_link(&data).ok();
-    if let Some(old) = &old
-        && same(&directory.join(old), payload)?
+    if let Some(current) = current(directory)
+        && same(&directory.join(current), payload)?
     {
+        // A kubelet that was killed after publishing has not linked the names yet.
+        link_names(directory, payload)?;
         return Ok(false);
     }
     let fresh = new_directory(directory)?;
@@ -54,10 +55,30 @@ pub fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> io::Res
         return Err(error);
     }
     link_names(directory, payload)?;
-    if let Some(old) = old {
-        fs::remove_dir_all(directory.join(old))?;
-    }
+    remove_stale(directory)?;
     Ok(true)
+}
+
+/// The stamped directory that `..data` points to; only a plain name is believed.
+fn current(directory: &Path) -> Option<PathBuf> {
+    let target = fs::read_link(directory.join(DATA)).ok()?;
+    let mut parts = target.components();
+    let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+    plain.then_some(target)
+}
+
+/// Stamped directories that are not the current one: of the payload before, and of kubelets that were killed.
+fn remove_stale(directory: &Path) -> io::Result<()> {
+    let current = current(directory);
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let stamped = name.to_string_lossy().starts_with("..") && entry.file_type()?.is_dir();
+        if stamped && current.as_deref() != Some(Path::new(&name)) {
+            super::remove::tree(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn new_directory(directory: &Path) -> io::Result<PathBuf> {
@@ -76,17 +97,13 @@ fn fill(fresh: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> {
             fs::create_dir_all(parent)?;
         }
         fs::write(&path, &file.data)?;
-        // A group that owns the volume can read all of it.
-        let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
-        if group.is_some() || file.owner.is_some() {
-            chown(&path, file.owner, group)?;
+        if file.owner.is_some() {
+            chown(&path, file.owner, None)?;
         }
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))?;
     }
-    if group.is_some() {
-        chown(fresh, None, group)?;
-    }
-    Ok(())
+    // A group that owns the volume can read all of it.
+    group.map_or(Ok(()), |group| super::ownership::give(fresh, group, true))
 }
 
 fn publish(directory: &Path, fresh: &Path, data: &Path) -> io::Result<()> {
@@ -168,6 +185,27 @@ mod tests {
         let stamped = fs::read_dir(directory).unwrap().count();
         assert_eq!(stamped, 3, "..data, one stamped directory, one name");
         assert!(!directory.join(&before).exists());
+    }
+
+    #[test]
+    fn completes_what_a_killed_kubelet_began_and_believes_no_foreign_link() {
+        let around = tempfile::tempdir().unwrap();
+        let (directory, outside) = (around.path().join("volume"), around.path().join("outside"));
+        fs::create_dir(&directory).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "").unwrap();
+        write(&directory, &payload(&[("a", "1")]), None).unwrap();
+        fs::remove_file(directory.join("a")).unwrap();
+        fs::create_dir(directory.join("..2020_01_01_00_00_00.1")).unwrap();
+        assert!(!write(&directory, &payload(&[("a", "1")]), None).unwrap());
+        assert_eq!(fs::read_to_string(directory.join("a")).unwrap(), "1");
+        // Whoever could write to the volume may have made `..data` point anywhere.
+        fs::remove_file(directory.join(DATA)).unwrap();
+        symlink(&outside, directory.join(DATA)).unwrap();
+        assert!(write(&directory, &payload(&[("a", "2")]), None).unwrap());
+        assert!(outside.join("kept").exists());
+        assert_eq!(fs::read_to_string(directory.join("a")).unwrap(), "2");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 3, "what was stale is gone");
     }
 
     #[test]

@@ -4,9 +4,12 @@
 //! be found and removed. A volume source that is not one of ours is refused by name.
 
 pub mod atomic;
+pub mod empty_dir;
 pub mod host_path;
 pub mod mounts;
+pub mod ownership;
 pub mod payload;
+pub mod remove;
 pub mod subpath;
 pub mod token;
 
@@ -19,9 +22,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    ConfigMap, EmptyDirVolumeSource, Pod, PodSpec, ProjectedVolumeSource, Secret, Volume,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodSpec, ProjectedVolumeSource, Secret, Volume};
 
 use self::atomic::{File, Payload};
 use crate::{objects::Referenced, pod::resources};
@@ -34,10 +35,20 @@ pub struct VolumeError {
     pub message: String,
 }
 
+/// One volume as containers are given it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountedVolume {
+    pub path: PathBuf,
+    /// The kubelet alone writes to it: containers that could would decide where its next write goes.
+    pub read_only: bool,
+    /// Made for the pod, so the runtime may label it for the pod's SELinux context.
+    pub own: bool,
+}
+
 /// Where a pod's volumes are on the host.
 #[derive(Debug, Clone, Default)]
 pub struct Mounted {
-    pub paths: HashMap<String, PathBuf>,
+    pub volumes: HashMap<String, MountedVolume>,
     /// Set by a token that must be renewed then.
     pub renew_at: Option<Timestamp>,
 }
@@ -90,11 +101,11 @@ impl Volumes {
         };
         let mut mounted = Mounted::default();
         for volume in spec.volumes.iter().flatten() {
-            let (path, renew_at) = self
+            let (found, renew_at) = self
                 .mount_one(&place, volume)
                 .await
                 .map_err(|message| VolumeError { volume: volume.name.clone(), message })?;
-            mounted.paths.insert(volume.name.clone(), path);
+            mounted.volumes.insert(volume.name.clone(), found);
             mounted.renew_at = mounted.renew_at.into_iter().chain(renew_at).min();
         }
         Ok(mounted)
@@ -104,7 +115,7 @@ impl Volumes {
         &self,
         place: &Place<'_>,
         volume: &Volume,
-    ) -> Result<(PathBuf, Option<Timestamp>), String> {
+    ) -> Result<(MountedVolume, Option<Timestamp>), String> {
         let directory = |plugin: &str| {
             self.pod_directory(place.uid)
                 .join("volumes")
@@ -114,12 +125,22 @@ impl Volumes {
         if let Some(source) = &volume.host_path {
             let path = PathBuf::from(&source.path);
             host_path::prepare(&path, source.type_.as_deref().unwrap_or_default())?;
-            return Ok((path, None));
+            return Ok((MountedVolume { path, read_only: false, own: false }, None));
         }
         if let Some(source) = &volume.empty_dir {
-            let path = directory("empty-dir");
-            empty_dir(&path, source, place.group).map_err(|error| error.to_string())?;
-            return Ok((path, None));
+            let wanted = empty_dir::Wanted {
+                path: directory("empty-dir"),
+                ready: self
+                    .pod_directory(place.uid)
+                    .join("plugins/kubernetes.io~empty-dir")
+                    .join(&volume.name)
+                    .join("ready"),
+                medium: source.medium.as_deref().unwrap_or_default(),
+                size: empty_dir::size(source, place.spec, self.node),
+                group: place.group,
+            };
+            empty_dir::make(&wanted).map_err(|error| error.to_string())?;
+            return Ok((MountedVolume { path: wanted.path, read_only: false, own: true }, None));
         }
         let (path, in_memory, payload, renew_at) = if let Some(source) = &volume.config_map {
             let optional = source.optional == Some(true);
@@ -151,13 +172,14 @@ impl Volumes {
             if in_memory {
                 mounts::tmpfs(&path, 0)?;
             }
-            if place.group.is_some() {
-                own_directory(&path, place.group)?;
+            // Top down only this far: what is written below is the group's before it can be seen.
+            if let Some(group) = place.group {
+                own_directory(&path, group)?;
             }
             atomic::write(&path, &payload, place.group).map(|_| ())
         };
         write().map_err(|error| error.to_string())?;
-        Ok((path, renew_at))
+        Ok((MountedVolume { path, read_only: true, own: true }, renew_at))
     }
 
     async fn config_map(
@@ -245,10 +267,7 @@ impl Volumes {
     pub fn remove(&self, uid: &str) -> io::Result<()> {
         let directory = self.pod_directory(uid);
         mounts::unmount_all(&directory)?;
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove::tree(&directory)
     }
 
     /// Uids of the pods that have a directory.
@@ -288,34 +307,14 @@ fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> io::Result<()> {
-    let fresh = !path.is_dir();
-    make_directory(path, 0o777)?;
-    match source.medium.as_deref().unwrap_or_default() {
-        "" => {}
-        "Memory" => {
-            let size = source.size_limit.as_ref().and_then(resources::units).unwrap_or(0);
-            mounts::tmpfs(path, size)?;
-            if fresh {
-                fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
-            }
-        }
-        other => {
-            let text = format!("unknown storage medium {other:?}");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
-        }
-    }
-    if group.is_some() { own_directory(path, group) } else { Ok(()) }
-}
-
-/// Gives a directory to the pod's group: writable, and what is made in it stays the group's.
-fn own_directory(path: &Path, group: Option<u32>) -> io::Result<()> {
+/// Gives a directory to the pod's group: what is made in it stays the group's.
+fn own_directory(path: &Path, group: u32) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
-    if Some(metadata.gid()) != group {
-        std::os::unix::fs::chown(path, None, group)?;
+    if metadata.gid() != group {
+        std::os::unix::fs::chown(path, None, Some(group))?;
     }
     let mode = metadata.permissions().mode() | 0o2770;
-    if metadata.permissions().mode() != mode {
+    if metadata.permissions().mode() != mode || metadata.gid() != group {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     Ok(())

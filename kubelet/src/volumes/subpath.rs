@@ -5,7 +5,10 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
     path::{Component, Path},
 };
 
@@ -34,6 +37,8 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         Err(nix::errno::Errno::ENOENT) => {}
         Err(error) => return Err(error.into()),
     }
+    // As upstream: what is made is as open as the volume, so that the container's user may write to it.
+    let mode = nix::sys::stat::fstat(&base)?.st_mode & 0o2777;
     let mut current = base;
     for component in sub_path.components() {
         let Component::Normal(name) = component else {
@@ -47,7 +52,11 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
             Ok(next) => next,
             Err(nix::errno::Errno::ENOENT) => {
                 nix::sys::stat::mkdirat(&current, name, Mode::from_bits_truncate(0o750))?;
-                open_in(&current, name)?
+                let made = open_in(&current, name)?;
+                // By its descriptor: the pod may put another thing at the name meanwhile.
+                let path = format!("/proc/self/fd/{}", made.as_raw_fd());
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+                made
             }
             Err(error) => return Err(error.into()),
         };
@@ -108,5 +117,9 @@ mod tests {
         check("up", false);
         check("../x", false);
         assert!(root.join("new/deep").is_dir());
+        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o2777)).unwrap();
+        check("open/deeper", true);
+        let mode = std::fs::metadata(root.join("open/deeper")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o2777, "what is made is as open as the volume");
     }
 }
