@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hickory_proto::op::{Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
@@ -13,6 +13,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::records::{Answer, Zone};
 use crate::services::Caches;
 use crate::upstream::Upstream;
+
+/// The largest answer over UDP that no link has to cut (the figure of DNS flag day 2020); others come again by TCP.
+const MAX_PAYLOAD: u16 = 1232;
 
 /// The server's metrics, under CoreDNS's names where one exists.
 #[derive(Clone)]
@@ -54,6 +57,8 @@ impl Handler {
         let kind = info.query.query_type();
         match self.zone.answer(&*self.caches, &name, kind) {
             Answer::NotOurs => self.forward(request).await,
+            // Not knowing a name yet is no reason to deny it: clients would remember that.
+            _ if !self.caches.have_synced() => Reply::error(ResponseCode::ServFail),
             Answer::NoSuchName => Reply {
                 code: ResponseCode::NXDomain,
                 authoritative: true,
@@ -80,7 +85,7 @@ impl Handler {
             Answer::NoSuchName => {}
             Answer::NotOurs => {
                 let mut question =
-                    hickory_proto::op::Message::new(record_id(record), MessageType::Query, OpCode::Query);
+                    hickory_proto::op::Message::new(rand::random(), MessageType::Query, OpCode::Query);
                 question.metadata.recursion_desired = true;
                 question.add_query(hickory_proto::op::Query::query(target.0.clone(), kind));
                 if let Ok(bytes) = question.to_vec()
@@ -110,9 +115,12 @@ impl Handler {
     }
 }
 
-/// A number for a question of our own; it only has to differ from one question to the next.
-fn record_id(record: &Record) -> u16 {
-    std::ptr::from_ref(record).addr() as u16
+/// What a client that speaks EDNS is told: as much as it takes, up to what fits one packet anywhere.
+fn edns(request: &Request) -> Option<Edns> {
+    let asked = request.edns.as_ref()?;
+    let mut edns = Edns::new();
+    edns.set_max_payload(asked.max_payload().clamp(512, MAX_PAYLOAD));
+    Some(edns)
 }
 
 #[async_trait::async_trait]
@@ -129,13 +137,9 @@ impl RequestHandler for Handler {
         metadata.response_code = reply.code;
         metadata.authoritative = reply.authoritative;
         metadata.recursion_available = true;
-        let response = MessageResponseBuilder::from_message_request(request).build(
-            metadata,
-            &reply.answers,
-            &reply.authority,
-            [],
-            [],
-        );
+        let edns = edns(request);
+        let builder = MessageResponseBuilder::new(&request.queries, edns.as_ref());
+        let response = builder.build(metadata, &reply.answers, &reply.authority, [], []);
         let sent = response_handle.send_response(response).await;
         self.metrics.duration.observe(started.elapsed().as_secs_f64());
         sent.unwrap_or_else(|error| {

@@ -84,7 +84,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Handler {
         zone: Zone::new(&cli.cluster_domain)?,
         caches: caches.clone(),
-        upstream: Upstream::load(&cli.resolv_conf, &[cli.bind_address])?,
+        upstream: Upstream::load(&cli.resolv_conf, cli.bind_address)?,
         metrics: Metrics {
             requests: registry.counter("coredns_dns_requests", "Number of DNS requests"),
             duration: registry.histogram(

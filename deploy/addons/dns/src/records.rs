@@ -86,7 +86,9 @@ impl Zone {
                 self.port(lookup, question, (namespace, service), (&port[1..], &protocol[1..]))
             }
             [host, service, namespace, "svc"] => host_of(lookup, question, (namespace, service), host),
-            [address, _, "pod"] => pod_address(address).map(|address| addresses(name, kind, &[address])),
+            [address, namespace, "pod"] => pod_address(address)
+                .filter(|_| lookup.namespace_exists(namespace))
+                .map(|address| addresses(name, kind, &[address])),
             _ => None,
         };
         records.map_or(Answer::NoSuchName, Answer::Records)
@@ -324,7 +326,7 @@ mod tests {
             self.slices.iter().filter(has).cloned().collect()
         }
         fn namespace_exists(&self, namespace: &str) -> bool {
-            self.services.iter().any(|s| &*s.namespace == namespace)
+            ["ns", "empty"].contains(&namespace)
         }
     }
 
@@ -418,7 +420,12 @@ mod tests {
         check("1.1.1.1.in-addr.arpa.", RecordType::PTR, &["upstream"]);
         check("example.org.", RecordType::A, &["upstream"]);
         check("dns-version.cluster.local.", RecordType::TXT, &["1.1.0"]);
-        check("ns.svc.cluster.local.", RecordType::A, &[]);
+        check("10-244-0-9.absent.pod.cluster.local.", RecordType::A, &["NXDOMAIN"]);
+        for namespace in ["ns", "empty"] {
+            check(&format!("{namespace}.svc.cluster.local."), RecordType::A, &[]);
+            check(&format!("{namespace}.pod.cluster.local."), RecordType::A, &[]);
+        }
+        check("absent.svc.cluster.local.", RecordType::A, &["NXDOMAIN"]);
         check("a.b.c.d.e.f.svc.cluster.local.", RecordType::A, &["NXDOMAIN"]);
     }
 }

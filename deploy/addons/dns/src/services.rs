@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use keelson_client::cache::{self, Cache, Indexers};
 use kube::Api;
+use kube::core::PartialObjectMeta;
 
 /// A named port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +127,8 @@ const BY_ADDRESS: &str = "address";
 pub struct Caches {
     services: Arc<Cache<ServiceFacts>>,
     slices: Arc<Cache<SliceFacts>>,
+    /// Their names are all that matters.
+    namespaces: Arc<Cache<()>>,
 }
 
 impl Caches {
@@ -152,14 +155,16 @@ impl Caches {
         ];
         let project_service = |service: Service| ServiceFacts::of(&service);
         let project_slice = |slice: EndpointSlice| SliceFacts::of(&slice);
+        let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
         Self {
+            namespaces: cache::start(namespaces, cache::config(), |_| (), Vec::new()),
             services: cache::start(Api::all(client.clone()), cache::config(), project_service, by_address),
             slices: cache::start(Api::all(client.clone()), cache::config(), project_slice, slice_indexes),
         }
     }
 
     pub fn have_synced(&self) -> bool {
-        self.services.has_synced() && self.slices.has_synced()
+        self.services.has_synced() && self.slices.has_synced() && self.namespaces.has_synced()
     }
 }
 
@@ -181,8 +186,6 @@ impl Lookup for Caches {
     }
 
     fn namespace_exists(&self, namespace: &str) -> bool {
-        // Only namespaces with Services are known here; the answer matters for empty ones only in the
-        // choice between "no such name" and "no such record".
-        !self.services.list_in(namespace).is_empty()
+        self.namespaces.get("", namespace).is_some()
     }
 }
