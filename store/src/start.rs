@@ -14,7 +14,7 @@ use keelson_raft::{ConfState, Group, Initial};
 use parking_lot::Mutex;
 
 use crate::apply::State;
-use crate::config::{Config, InitialMember, Url};
+use crate::config::{ClusterState, Config, InitialMember, Url};
 use crate::env::{Disk, Env};
 use crate::grpc::{self, Limits, Server};
 use crate::metrics::{Metrics, StateCollector, WalObserver};
@@ -299,6 +299,7 @@ pub fn start(
         seed: env.seed,
         max_message: 1 << 20,
         max_uncommitted: 64 << 20,
+        joining: config.initial_cluster_state == ClusterState::Existing,
     };
     let group = Group::new(&group_config, initial)?;
     // As in etcd: five seconds, and two elections in case the leader has just been lost.

@@ -27,6 +27,9 @@ pub struct Config {
     pub max_message: u64,
     /// Bytes proposed and not yet committed, above which proposals are dropped.
     pub max_uncommitted: u64,
+    /// The group is older than this member's log, which may have been lost: until it is given some, it elects nobody,
+    /// since it may have been the one that remembered what a majority promised.
+    pub joining: bool,
 }
 
 /// The state that a member starts from: what its snapshot and WAL say.
@@ -116,6 +119,7 @@ pub struct Group<R> {
     leader: u64,
     /// Whether this member leads and has committed an entry of its term; before that it answers no read.
     serving: bool,
+    joining: bool,
 }
 
 impl<R> Group<R> {
@@ -153,6 +157,7 @@ impl<R> Group<R> {
             released: Vec::new(),
             leader: 0,
             serving: false,
+            joining: config.joining,
         };
         group.settle();
         Ok(group)
@@ -184,14 +189,69 @@ impl<R> Group<R> {
     ///
     /// # Errors
     /// A message of a kind that no peer sends, or from a member that is not of the group; it changed nothing.
-    pub fn step(&mut self, message: Message) -> raft::Result<()> {
+    pub fn step(&mut self, mut message: Message) -> raft::Result<()> {
+        let lost = match message.get_msg_type() {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.is_joining() => {
+                return Ok(());
+            }
+            MessageType::MsgHeartbeat => self.admit_loss(&mut message),
+            MessageType::MsgAppendResponse => {
+                self.learn_loss(&message);
+                None
+            }
+            _ => None,
+        };
         let result = match self.node.step(message) {
             // A proposal that a follower forwarded and that no longer finds a leader: its sender times out.
             Err(raft::Error::ProposalDropped) => Ok(()),
             other => other,
         };
+        if let Some(mut admission) = lost {
+            admission.term = self.node.raft.term;
+            self.released.push(admission);
+        }
         self.settle();
         result
+    }
+
+    fn is_joining(&self) -> bool {
+        self.joining && self.node.raft.raft_log.last_index() == 0
+    }
+
+    /// A leader names a commit index that it knows this member to hold. If it is not here, the log was lost, which raft-rs
+    /// panics about; here the leader is told what is left instead.
+    fn admit_loss(&self, heartbeat: &mut Message) -> Option<Message> {
+        let raft = &self.node.raft;
+        let last = raft.raft_log.last_index();
+        if heartbeat.commit <= last || heartbeat.term < raft.term {
+            return None;
+        }
+        tracing::warn!(
+            last,
+            leader_knows = heartbeat.commit,
+            "this member's log ends before what it once had: the leader is asked for the rest"
+        );
+        let mut admission = Message { from: raft.id, to: heartbeat.from, reject: true, ..Message::default() };
+        admission.set_msg_type(MessageType::MsgAppendResponse);
+        (admission.index, admission.reject_hint) = (heartbeat.commit, last);
+        heartbeat.commit = last;
+        Some(admission)
+    }
+
+    /// A follower that rejects what it once had has lost it. raft-rs takes such an answer for an old one; but to probe
+    /// again does no harm if it is.
+    fn learn_loss(&mut self, answer: &Message) {
+        let raft = &mut self.node.raft;
+        if !answer.reject || raft.state != StateRole::Leader || answer.term != raft.term {
+            return;
+        }
+        if let Some(progress) = raft.mut_prs().get_mut(answer.from)
+            && answer.reject_hint < progress.matched
+        {
+            progress.matched = 0;
+            progress.become_probe();
+            progress.next_idx = answer.reject_hint + 1;
+        }
     }
 
     /// Puts `data` before the leader, which may be another member.

@@ -19,23 +19,25 @@ struct Cluster {
     cut: Vec<u64>,
 }
 
+/// A member without a log.
+fn member(id: u64, count: u64, seed: u64, joining: bool) -> Member {
+    let config = Config {
+        id,
+        heartbeat_ticks: 2,
+        election_ticks: 20,
+        seed,
+        max_message: 1 << 20,
+        max_uncommitted: 1 << 20,
+        joining,
+    };
+    let conf_state = ConfState { voters: (1..=count).collect(), ..ConfState::default() };
+    let group = Group::new(&config, Initial { conf_state, ..Initial::default() }).unwrap();
+    Member { group, applied: vec![], index: 0, served: vec![] }
+}
+
 impl Cluster {
     fn new(count: u64, seed: u64) -> Self {
-        let members = (1..=count)
-            .map(|id| {
-                let config = Config {
-                    id,
-                    heartbeat_ticks: 2,
-                    election_ticks: 20,
-                    seed,
-                    max_message: 1 << 20,
-                    max_uncommitted: 1 << 20,
-                };
-                let conf_state = ConfState { voters: (1..=count).collect(), ..ConfState::default() };
-                let group = Group::new(&config, Initial { conf_state, ..Initial::default() }).unwrap();
-                (id, Member { group, applied: vec![], index: 0, served: vec![] })
-            })
-            .collect();
+        let members = (1..=count).map(|id| (id, member(id, count, seed, false))).collect();
         Self { members, cut: vec![] }
     }
 
@@ -140,6 +142,49 @@ fn followers_forward_and_read() {
         cluster.tick();
     }
     assert!(cluster.members.values().all(|member| member.applied == ["x"]));
+}
+
+#[test]
+fn a_member_that_lost_its_log_is_given_it_again() {
+    let mut cluster = Cluster::new(3, 5);
+    let leader = cluster.leader();
+    for data in ["x", "y"] {
+        cluster.group(leader).propose(data.into()).unwrap();
+        cluster.settle();
+    }
+    for _ in 0..2 {
+        cluster.tick();
+    }
+    let lost = leader % 3 + 1;
+    for joining in [false, true] {
+        assert_eq!(cluster.members[&lost].applied, ["x", "y"]);
+        cluster.members.insert(lost, member(lost, 3, 5, joining));
+        for _ in 0..20 {
+            cluster.tick();
+        }
+    }
+    assert_eq!(cluster.members[&lost].applied, ["x", "y"]);
+}
+
+/// With the leader gone, the two that are left may not have what the lost log held.
+#[test]
+fn a_member_that_lost_its_log_elects_nobody() {
+    for (joining, elected) in [(false, true), (true, false)] {
+        let mut cluster = Cluster::new(3, 5);
+        let leader = cluster.leader();
+        let (lost, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+        cluster.cut = vec![other];
+        cluster.group(leader).propose("promised".into()).unwrap();
+        cluster.settle();
+        cluster.cut = vec![leader];
+        cluster.members.insert(lost, member(lost, 3, 5, joining));
+        let mut leaders = 0;
+        for _ in 0..200 {
+            cluster.tick();
+            leaders += usize::from(cluster.group(other).status().role == Role::Leader);
+        }
+        assert_eq!(leaders > 0, elected, "joining: {joining}");
+    }
 }
 
 #[test]

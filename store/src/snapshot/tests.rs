@@ -121,6 +121,25 @@ fn a_transferred_snapshot_is_the_same() {
 
 use bytes::Bytes;
 
+#[test]
+fn nothing_is_left_of_a_transfer_that_broke() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = store();
+    let mut snapshots = open(from.path()).unwrap();
+    for index in 1..3 {
+        put(&store, &format!("k{index}"), &"v".repeat(300_000));
+        snapshots.take(&store, metadata(&store, index), vec![1], 9).unwrap();
+    }
+    let mut outgoing = Outgoing::open(&snapshots).unwrap();
+    let mut receiver = Receiver::new(&open(to.path()).unwrap(), 1);
+    let count = || std::fs::read_dir(to.path()).unwrap().count();
+    while count() < 2 {
+        receiver.push(outgoing.piece().unwrap().unwrap()).unwrap();
+    }
+    drop(receiver);
+    assert_eq!(count(), 0);
+}
+
 /// Every byte of manifest and files is guarded.
 #[test]
 fn damage_is_refused() {

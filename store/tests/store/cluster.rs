@@ -91,6 +91,28 @@ async fn a_member_that_fell_behind_the_log_gets_a_snapshot() {
     assert_eq!(agree(&members).await, before);
 }
 
+/// Its leader remembers that it had everything, and would have it commit what it no longer has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lost_its_disk_joins_again() {
+    let mut members = harness::group(3).await;
+    let leader = leader(&members).await;
+    let lost = (leader + 1) % 3;
+    for serial in 0..20 {
+        members[leader].client().put(&format!("k{serial}"), "v").await.unwrap();
+    }
+    agree(&members).await;
+    members[lost].kill();
+    std::fs::remove_dir_all(members[lost].data()).unwrap();
+    members[lost].extra = vec!["--initial-cluster-state=existing".to_owned()];
+    members[lost].start();
+    members[lost].ready().await;
+    agree(&members).await;
+    assert_eq!(members[lost].client().all("k").await.unwrap().len(), 20);
+    assert!(members[lost].runs(), "it was never started again");
+    members[leader].kill();
+    eventually("it counts again", || async { members[lost].client().put("after", "x").await.ok() }).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_was_paused_serves_nothing_old() {
     let members = harness::group(3).await;
