@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use keelson_client::events::{Recorder, Type};
 use kube::Client;
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
 
 use crate::expectations::Expectations;
 use crate::meta::{Meta, ObjectKey};
@@ -120,15 +120,17 @@ impl PodControl<'_> {
         }
     }
 
-    /// Creates all of `pods`: 1, then 2, 4, … at a time; after a batch with a failure no more is tried. Lowers the
-    /// expectations by what was not made. Gives the first error.
-    pub async fn create_all(&self, pods: &[Pod]) -> Result<(), kube::Error> {
-        let mut rest = pods;
-        let mut size = 1;
-        while !rest.is_empty() {
-            let (batch, later) = rest.split_at(size.min(rest.len()));
+    /// Creates `count` pods, each as `make` says: 1, then 2, 4, … at a time; after a batch with a failure no more is
+    /// tried. Lowers the expectations by what was not made. Gives the first error.
+    pub async fn create_all(&self, count: usize, make: impl Fn(usize) -> Pod) -> Result<(), kube::Error> {
+        let (mut made, mut size) = (0, 1);
+        while made < count {
+            let end = (made + size).min(count);
             let mut first = None;
-            for part in batch.chunks(AT_ONCE) {
+            while made < end {
+                // Only as many pods exist at once as there are requests: one takes kilobytes.
+                let part: Vec<Pod> = (made..end.min(made + AT_ONCE)).map(&make).collect();
+                made += part.len();
                 for result in join_all(part.iter().map(|pod| self.create(pod))).await {
                     if let Err(error) = result {
                         self.expectations.created(self.key);
@@ -137,10 +139,9 @@ impl PodControl<'_> {
                 }
             }
             if let Some(error) = first {
-                self.expectations.not_created(self.key, later.len());
+                self.expectations.not_created(self.key, count - end);
                 return if is_namespace_terminating(&error) { Ok(()) } else { Err(error) };
             }
-            rest = later;
             size *= 2;
         }
         Ok(())
@@ -151,7 +152,8 @@ impl PodControl<'_> {
     /// # Errors
     /// The server refused. A pod that is gone is no error.
     pub async fn delete(&self, pod: &PodInfo) -> Result<(), kube::Error> {
-        match self.api().delete(&pod.meta.name, &DeleteParams::default()).await {
+        let exactly = Preconditions { uid: Some(pod.meta.uid.clone()), resource_version: None };
+        match self.api().delete(&pod.meta.name, &DeleteParams::default().preconditions(exactly)).await {
             Ok(_) => {
                 let text = format!("Deleted pod: {}", pod.meta.name);
                 self.recorder.event(self.owner, Type::Normal, "SuccessfulDelete", text);
@@ -160,6 +162,11 @@ impl PodControl<'_> {
             Err(error) if is_code(&error, 404) => {
                 self.expectations.deleted(self.key, &pod.meta.uid);
                 Ok(())
+            }
+            // Another pod has the name now: the cache is behind.
+            Err(error) if is_code(&error, 409) => {
+                self.expectations.deleted(self.key, &pod.meta.uid);
+                Err(error)
             }
             Err(error) => {
                 self.expectations.deleted(self.key, &pod.meta.uid);
@@ -236,7 +243,7 @@ mod tests {
                 expectations: &expectations,
             };
             expectations.expect(&key, 20, []);
-            let result = control.create_all(&vec![Pod::default(); 20]).await;
+            let result = control.create_all(20, |_| Pod::default()).await;
             assert_eq!((counter.load(Ordering::SeqCst), result.is_err()), (asked, failed), "{accepts}");
             // What was made is still to be seen, nothing else is.
             (0..accepts.min(20)).for_each(|_| {

@@ -61,8 +61,10 @@ impl NodeInfo {
 
     fn remove(&mut self, uid: &str) {
         if let Some(index) = self.pods.iter().position(|p| &*p.uid == uid) {
-            let pod = self.pods.swap_remove(index);
-            self.requested.subtract(&pod.requests);
+            self.pods.swap_remove(index);
+            // Saturated sums cannot be taken apart again.
+            self.requested = Resources::default();
+            self.pods.iter().for_each(|pod| self.requested.add(&pod.requests));
         }
     }
 }
@@ -248,6 +250,21 @@ mod tests {
         assert!(cache.snapshot().is_empty());
         cache.set_node("late", Arc::default());
         assert_eq!(requested(&cache, "late"), 50);
+    }
+
+    #[test]
+    fn pods_that_ask_for_everything_break_no_sums() {
+        let mut cache = Cache::default();
+        cache.set_node("a", Arc::default());
+        let greedy = ["p", "q"].map(|name| Arc::new(pod(name, i64::MAX)));
+        for pod in &greedy {
+            cache.observe_pod(&pod.key, &assigned("a", pod));
+        }
+        let modest = Arc::new(pod("r", 5));
+        cache.observe_pod(&modest.key, &assigned("a", &modest));
+        assert_eq!(requested(&cache, "a"), i64::MAX);
+        greedy.iter().for_each(|pod| _ = cache.remove_pod(&pod.key));
+        assert_eq!(requested(&cache, "a"), 5);
     }
 
     #[test]

@@ -54,24 +54,14 @@ impl Resources {
         total
     }
 
+    /// Saturates: a pod that named its node itself may ask for any amount.
     pub fn add(&mut self, other: &Self) {
-        self.milli_cpu += other.milli_cpu;
-        self.memory += other.memory;
-        self.ephemeral_storage += other.ephemeral_storage;
+        let sum = |a: &mut i64, b: i64| *a = a.saturating_add(b);
+        sum(&mut self.milli_cpu, other.milli_cpu);
+        sum(&mut self.memory, other.memory);
+        sum(&mut self.ephemeral_storage, other.ephemeral_storage);
         for (name, amount) in &other.extended {
-            *self.extended.entry(name.clone()).or_default() += amount;
+            sum(self.extended.entry(name.clone()).or_default(), *amount);
         }
-    }
-
-    pub fn subtract(&mut self, other: &Self) {
-        self.milli_cpu -= other.milli_cpu;
-        self.memory -= other.memory;
-        self.ephemeral_storage -= other.ephemeral_storage;
-        for (name, amount) in &other.extended {
-            if let Some(total) = self.extended.get_mut(name) {
-                *total -= amount;
-            }
-        }
-        self.extended.retain(|_, amount| *amount != 0);
     }
 }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 const QUEUE_LENGTH: usize = 1000;
 const MAX_TRIES: u32 = 12;
 const RETRY_DELAY: Duration = Duration::from_secs(10);
+const LONGEST_PREFIX: usize = 253 - 1 - 16;
 /// After this many different messages within [`SIMILAR_WINDOW`] events of one reason are combined.
 const MAX_SIMILAR: usize = 10;
 const SIMILAR_WINDOW: Duration = Duration::from_secs(600);
@@ -292,7 +293,9 @@ impl Sender {
     }
 
     fn new_event(&self, occurrence: &Occurrence, message: &str, namespace: &str) -> Event {
+        // With the dot and the number a name has at most the 253 letters that names may have.
         let about = occurrence.object.name.as_deref().unwrap_or_default();
+        let about = about.get(..LONGEST_PREFIX).unwrap_or(about).trim_end_matches(['.', '-']);
         let metadata = ObjectMeta {
             name: Some(format!("{about}.{:x}", occurrence.at.as_nanosecond())),
             namespace: Some(namespace.to_owned()),

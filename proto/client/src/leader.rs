@@ -112,12 +112,15 @@ struct Candidate<'a> {
     election: &'a Election,
     api: Api<Lease>,
     observed: Option<Observed>,
+    /// When the lease was last taken or renewed: the begin of the attempt, since the server's clock for it may have
+    /// started then.
+    renewed: Instant,
 }
 
 impl Election {
     /// Waits for the lease, then runs `on_lead` while holding it. `on_lead` is given a token that is cancelled when
-    /// it must stop; after a cancellation by the caller it is waited for (for `renew_deadline` at most) before the
-    /// lease is released, after a loss it is dropped at once.
+    /// it must stop; after a cancellation by the caller it is waited for (for as long as the lease lasts, but for
+    /// `renew_deadline` at most) before the lease is released, after a loss it is dropped at once.
     pub async fn run<F, Fut>(self, cancel: CancellationToken, on_lead: F) -> Ended
     where
         F: FnOnce(CancellationToken) -> Fut,
@@ -127,7 +130,7 @@ impl Election {
         let status = self.metrics.status.get_or_create_owned(&label);
         status.set(0);
         let api = Api::namespaced(self.client.clone(), &self.lease.namespace);
-        let mut candidate = Candidate { election: &self, api, observed: None };
+        let mut candidate = Candidate { election: &self, api, observed: None, renewed: Instant::now() };
         tokio::select! {
             () = cancel.cancelled() => return Ended::Cancelled,
             () = candidate.acquire() => {}
@@ -150,8 +153,10 @@ impl Election {
             return ended;
         }
         if running {
-            // The lease is still good for this long without renewal: nobody leads beside us.
-            let _ = tokio::time::timeout(self.timing.renew_deadline, lead).await;
+            // Nobody leads beside us for as long as the lease lasts without renewal.
+            let lasts = candidate.renewed + self.timing.lease_duration;
+            let until = lasts.min(Instant::now() + self.timing.renew_deadline);
+            let _ = tokio::time::timeout_at(until, lead).await;
         }
         candidate.release().await;
         ended
@@ -163,8 +168,12 @@ impl Candidate<'_> {
         let timing = self.election.timing;
         let mut holder = None;
         loop {
+            let began = Instant::now();
             match tokio::time::timeout(timing.renew_deadline, self.try_once()).await {
-                Ok(Ok(true)) => return,
+                Ok(Ok(true)) => {
+                    self.renewed = began;
+                    return;
+                }
                 Ok(Ok(false)) => {
                     let now = self.holder().map(str::to_owned);
                     if now != holder {
@@ -194,14 +203,12 @@ impl Candidate<'_> {
     /// Returns when the lease is lost.
     async fn renew(&mut self) {
         let timing = self.election.timing;
-        let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(timing.retry_period).await;
-            let deadline = renewed + timing.renew_deadline;
+            let deadline = self.renewed + timing.renew_deadline;
             let began = Instant::now();
             match tokio::time::timeout_at(deadline, self.try_once()).await {
-                // From the attempt's begin: the server's clock for it may have started then.
-                Ok(Ok(true)) => renewed = began,
+                Ok(Ok(true)) => self.renewed = began,
                 // Someone else holds it: there is nothing left to wait for.
                 Ok(Ok(false)) => return,
                 Ok(Err(error)) => {

@@ -28,8 +28,9 @@ fn fits(pod: &PodInfo, node: &NodeInfo) -> Verdict {
         reasons.push("Too many pods".into());
     }
     let (allocatable, requested, wanted) = (&node.facts.allocatable, &node.requested, &pod.requests);
-    let lacks =
-        |wanted: i64, requested: i64, allocatable: i64| wanted > 0 && wanted > allocatable - requested;
+    let lacks = |wanted: i64, requested: i64, allocatable: i64| {
+        wanted > 0 && wanted > allocatable.saturating_sub(requested)
+    };
     if lacks(wanted.milli_cpu, requested.milli_cpu, allocatable.milli_cpu) {
         reasons.push("Insufficient cpu".into());
     }
@@ -53,7 +54,7 @@ fn fits(pod: &PodInfo, node: &NodeInfo) -> Verdict {
 fn shares(pod: &PodInfo, node: &NodeInfo) -> [Option<f64>; 2] {
     let or = |amount: i64, assumed: i64| if amount == 0 { assumed } else { amount };
     let sum = |amount: fn(&PodInfo) -> i64, assumed: i64| -> i64 {
-        node.pods.iter().map(|p| or(amount(p), assumed)).sum::<i64>() + or(amount(pod), assumed)
+        node.pods.iter().map(|p| or(amount(p), assumed)).fold(or(amount(pod), assumed), i64::saturating_add)
     };
     let share = |used: i64, total: i64| (total > 0).then(|| (used as f64 / total as f64).min(1.0));
     [

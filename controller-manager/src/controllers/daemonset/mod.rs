@@ -256,8 +256,8 @@ impl DaemonSets {
         };
         let delete: Vec<Arc<PodInfo>> = changes.delete.into_iter().map(|removal| removal.pod).collect();
         self.expectations.expect(key, changes.create.len(), delete.iter().map(|pod| pod.meta.uid.clone()));
-        let pods: Vec<Pod> = changes.create.iter().map(|node| pod(meta, daemon, node)).collect();
-        let created = control.create_all(&pods).await;
+        let nodes = changes.create;
+        let created = control.create_all(nodes.len(), |number| pod(meta, daemon, &nodes[number])).await;
         control.delete_all(&delete).await?;
         created
     }

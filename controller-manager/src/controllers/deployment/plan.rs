@@ -140,13 +140,18 @@ fn max_surge(deployment: &Deployment) -> i32 {
     if is_rolling(deployment) { allowances(deployment).0 } else { 0 }
 }
 
+/// The most pods that there may be during a rollout.
+fn most(deployment: &Deployment) -> i32 {
+    replicas(deployment).saturating_add(max_surge(deployment))
+}
+
 #[must_use]
 pub fn max_unavailable(deployment: &Deployment) -> i32 {
     if is_rolling(deployment) && replicas(deployment) > 0 { allowances(deployment).1 } else { 0 }
 }
 
 fn sum<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>, of: fn(&ReplicaSet) -> i32) -> i32 {
-    sets.into_iter().map(of).sum()
+    sets.into_iter().map(of).fold(0, i32::saturating_add)
 }
 
 impl<'a> Rollout<'a> {
@@ -181,7 +186,7 @@ impl<'a> Rollout<'a> {
         if !is_rolling(self.deployment) || current > wanted {
             return wanted;
         }
-        let room = wanted + max_surge(self.deployment) - sum(self.all(), size);
+        let room = most(self.deployment).saturating_sub(sum(self.all(), size));
         if room <= 0 { current } else { current + room.min(wanted - current) }
     }
 
@@ -278,7 +283,7 @@ impl<'a> Rollout<'a> {
         let annotations = set.metadata.annotations.get_or_insert_default();
         let wanted = replicas(self.deployment);
         annotations.insert(DESIRED_REPLICAS.into(), wanted.to_string());
-        annotations.insert(MAX_REPLICAS.into(), (wanted + max_surge(self.deployment)).to_string());
+        annotations.insert(MAX_REPLICAS.into(), most(self.deployment).to_string());
     }
 
     /// One step of a rolling update: the new set grows as far as the surge allows, else the old ones shrink as far
@@ -298,7 +303,7 @@ impl<'a> Rollout<'a> {
         }
         let min_available = replicas(self.deployment) - max_unavailable(self.deployment);
         let unavailable_new = size(new) - available(new);
-        let most = sum(self.all(), size) - min_available - unavailable_new;
+        let most = sum(self.all(), size).saturating_sub(min_available).saturating_sub(unavailable_new);
         if most <= 0 {
             return Vec::new();
         }
@@ -310,7 +315,7 @@ impl<'a> Rollout<'a> {
             *size -= unhealthy;
             left -= unhealthy;
         }
-        let mut excess = sum(self.all(), available) - min_available;
+        let mut excess = sum(self.all(), available).saturating_sub(min_available);
         for size in &mut sizes {
             let less = excess.clamp(0, *size);
             *size -= less;
@@ -346,8 +351,8 @@ impl<'a> Rollout<'a> {
         if !is_rolling(self.deployment) {
             return Vec::new();
         }
-        let allowed = if wanted > 0 { wanted + max_surge(self.deployment) } else { 0 };
-        let to_add = allowed - active.iter().map(|set| size(set)).sum::<i32>();
+        let allowed = if wanted > 0 { most(self.deployment) } else { 0 };
+        let to_add = allowed.saturating_sub(sum(active.iter().copied(), size));
         let mut order = active;
         // Growing favours the newer of equals, shrinking the older.
         order.sort_by(|a, b| {
@@ -389,10 +394,10 @@ impl<'a> Rollout<'a> {
             if before == 0 {
                 return 0;
             }
-            let most = f64::from(replicas(self.deployment) + max_surge(self.deployment));
-            let scaled = (f64::from(size(set)) * most / f64::from(before)).round();
-            // Bounded by the sizes above, which are i32.
-            scaled as i32 - size(set)
+            let scaled =
+                (f64::from(size(set)) * f64::from(most(self.deployment)) / f64::from(before)).round();
+            // The conversion saturates.
+            (scaled as i32).saturating_sub(size(set))
         };
         if to_add > 0 { fraction.min(left) } else { fraction.max(left) }
     }
@@ -433,7 +438,7 @@ mod tests {
     /// `(image, size, available)`
     fn sets(deployment: &Deployment, sets: &[(&str, i32, i32)]) -> Vec<ReplicaSet> {
         let make = |(index, (image, size, available)): (usize, &(&str, i32, i32))| {
-            let max = replicas(deployment) + max_surge(deployment);
+            let max = most(deployment);
             serde_json::from_value(json!({
                 "metadata": {"name": format!("web-{index}"), "creationTimestamp": format!("2026-11-20T12:00:0{index}Z"),
                     "annotations": {REVISION: (index + 1).to_string(), MAX_REPLICAS: max.to_string()}},
@@ -472,6 +477,7 @@ mod tests {
         check((10, json!(2), json!(2)), &[("v1", 8, 0), ("v2", 4, 4)], "web-0:8>4");
         check((1, json!(0), json!(0)), &[("v1", 1, 1), ("v2", 0, 0)], "web-0:1>0");
         check((2, json!(1), json!(0)), &[("v2", 3, 3)], "web-0:3>2");
+        check((i32::MAX, json!("25%"), json!("25%")), &[("v1", 2, 2), ("v2", 1, 1)], "web-1:1>2147483645");
     }
 
     #[test]

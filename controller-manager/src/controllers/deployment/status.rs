@@ -57,10 +57,10 @@ pub fn counts(rollout: &Rollout<'_>, now: Timestamp) -> DeploymentStatus {
     let deployment = rollout.deployment;
     let old = deployment.status.clone().unwrap_or_default();
     let total = |of: fn(&ReplicaSetStatus) -> Option<i32>| -> i32 {
-        rollout.all().filter_map(|set| of(set.status.as_ref()?)).sum()
+        rollout.all().filter_map(|set| of(set.status.as_ref()?)).fold(0, i32::saturating_add)
     };
     let available = total(|status| status.available_replicas);
-    let asked: i32 = rollout.all().map(plan::size).sum();
+    let asked = rollout.all().map(plan::size).fold(0, i32::saturating_add);
     let updated =
         rollout.new.as_ref().and_then(|set| set.status.as_ref()).map_or(0, |status| status.replicas);
     let mut status = DeploymentStatus {

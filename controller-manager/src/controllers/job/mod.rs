@@ -288,9 +288,9 @@ impl Jobs {
             Action::Nothing => (Done::default(), None),
             Action::Create(creations) => {
                 self.expectations.expect(control.key, creations.len(), []);
-                let pods: Vec<Pod> = creations.iter().map(|creation| pod(meta, spec, *creation)).collect();
-                match control.create_all(&pods).await {
-                    Ok(()) => (Done { created: size(pods.len()), ..Done::default() }, None),
+                let count = creations.len();
+                match control.create_all(count, |number| pod(meta, spec, creations[number])).await {
+                    Ok(()) => (Done { created: size(count), ..Done::default() }, None),
                     // How many were made the cache will show.
                     Err(error) => (Done::default(), Some(error)),
                 }

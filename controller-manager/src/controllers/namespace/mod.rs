@@ -2,10 +2,9 @@
 
 pub mod plan;
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus};
+use keelson_objects::times;
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 
@@ -17,8 +16,6 @@ use crate::pod_control::{is_code, message};
 use crate::sync::{self, Outcome, SyncError};
 
 const FINALIZER: &str = "kubernetes";
-/// Between looks at a namespace whose content takes its time to go.
-const RECHECK: Duration = Duration::from_secs(1);
 
 pub async fn run(context: Context) {
     let client = context.client("namespace-controller");
@@ -49,7 +46,8 @@ async fn finish(client: &Client, key: &ObjectKey) -> Outcome {
     let attempt = empty(client, &key.name).await;
     let old = namespace.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
     let mut namespace = namespace;
-    if let Some(conditions) = attempt.conditions(&old, Timestamp::now()) {
+    let now = Timestamp::now();
+    if let Some(conditions) = attempt.conditions(&old, now) {
         let phase = namespace.status.as_ref().and_then(|status| status.phase.clone());
         namespace.status = Some(NamespaceStatus { phase, conditions: Some(conditions) });
         namespace = api.replace_status(&key.name, &PostParams::default(), &namespace).await?;
@@ -58,7 +56,8 @@ async fn finish(client: &Client, key: &ObjectKey) -> Outcome {
         let failures: Vec<&str> =
             attempt.discovery_error.iter().chain(&attempt.deletion_errors).map(String::as_str).collect();
         if failures.is_empty() {
-            return Ok(Some(RECHECK));
+            let since = namespace.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
+            return Ok(Some(plan::recheck(times::between(since, now))));
         }
         return Err(SyncError::Invalid(failures.join("; ")));
     }

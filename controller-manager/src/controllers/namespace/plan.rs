@@ -1,10 +1,19 @@
 //! What a namespace that is being deleted says about its end. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::NamespaceCondition;
 use keelson_objects::times;
+
+/// How long to wait before the next look at a namespace whose content takes its time to go: one that hangs on a
+/// finalizer may do so for ever, and a look costs a request for every kind of object.
+#[must_use]
+pub fn recheck(since_deletion: SignedDuration) -> Duration {
+    let share = Duration::try_from(since_deletion).unwrap_or_default() / 4;
+    share.clamp(Duration::from_secs(1), Duration::from_secs(15))
+}
 
 /// What one attempt to empty a namespace came to.
 #[derive(Debug, Default)]
@@ -111,6 +120,13 @@ impl Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looks_become_rare() {
+        for (age, expected) in [(-5, 1), (0, 1), (20, 5), (60, 15), (86_400, 15)] {
+            assert_eq!(recheck(SignedDuration::from_secs(age)).as_secs(), expected, "{age}");
+        }
+    }
 
     #[test]
     fn conditions_keep_their_times() {

@@ -138,9 +138,12 @@ impl ReplicaSets {
             plan::Scale::Create(count) => {
                 let owner = owners::new_controller_ref("apps/v1", "ReplicaSet", &meta.name, &meta.uid);
                 let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
-                let pods = vec![from_template(&template, &meta.namespace, owner); count];
+                let pod = from_template(&template, &meta.namespace, owner);
                 self.expectations.expect(key, count, []);
-                control.create_all(&pods).await.map_err(|error| failed("FailedCreate", error))
+                control
+                    .create_all(count, |_| pod.clone())
+                    .await
+                    .map_err(|error| failed("FailedCreate", error))
             }
             plan::Scale::Delete(pods) => {
                 self.expectations.expect(key, 0, pods.iter().map(|pod| pod.meta.uid.clone()));

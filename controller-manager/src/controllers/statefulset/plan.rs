@@ -3,6 +3,7 @@
 //! A pod's name is its identity: it is made only when no pod has the name, so there are never two. Ordered sets
 //! do one thing at a time and only when everything before it is available; parallel ones do all at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use keelson_objects::owners;
 use crate::controllers::history::REVISION_HASH;
 use crate::meta::Meta;
 use crate::pod::{Phase, PodInfo};
-use crate::pod_control::from_template;
+use crate::pod_control::{BURST, from_template};
 
 pub const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
 pub const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
@@ -110,13 +111,13 @@ impl Observed<'_> {
         let rolling =
             self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
         let value = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
-        let number = value.map_or(1, |value| scaled_value(value, self.replicas(), Round::Up).unwrap_or(1));
+        // Rounded down, whatever the API's documentation says; but never to nothing.
+        let number = value.map_or(1, |value| scaled_value(value, self.replicas(), Round::Down).unwrap_or(1));
         usize::try_from(number).unwrap_or(1).max(1)
     }
 
-    fn of(&self, ordinal: i32) -> Option<&Arc<PodInfo>> {
-        let name = pod_name(self.name, ordinal);
-        self.pods.iter().find(|pod| pod.meta.name == name)
+    fn by_ordinal(&self) -> BTreeMap<i32, &Arc<PodInfo>> {
+        self.pods.iter().filter_map(|pod| Some((ordinal(self.name, &pod.meta.name)?, pod))).collect()
     }
 
     /// Whether a pod that is made now gets the template of the update.
@@ -141,16 +142,18 @@ impl Observed<'_> {
     #[must_use]
     pub fn plan(&self, blocked: impl Fn(i32) -> bool) -> Vec<Action> {
         let mut actions = Vec::new();
+        let by_ordinal = self.by_ordinal();
         if self.set.metadata.deletion_timestamp.is_some() {
             return actions;
         }
         // In an ordered set the first that is not as it should be holds up all others.
         let mut held = false;
         for ordinal in self.ordinals() {
-            if held && self.is_ordered() {
+            // A parallel set may ask for millions at once.
+            if held && (self.is_ordered() || actions.len() >= BURST) {
                 return actions;
             }
-            let Some(pod) = self.of(ordinal) else {
+            let Some(pod) = by_ordinal.get(&ordinal).copied() else {
                 if !blocked(ordinal) {
                     actions.push(Action::Create { ordinal, updated: self.starts_updated(ordinal) });
                 }
@@ -196,19 +199,19 @@ impl Observed<'_> {
         }
         // A parallel set updates only when there is nothing else to do.
         if self.is_rolling() && !held && condemned.is_empty() {
-            self.roll(&mut actions);
+            self.roll(&by_ordinal, &mut actions);
         }
         actions
     }
 
-    fn roll(&self, actions: &mut Vec<Action>) {
-        let lowest = self.ordinals().start + self.partition().unwrap_or(0);
+    fn roll(&self, by_ordinal: &BTreeMap<i32, &Arc<PodInfo>>, actions: &mut Vec<Action>) {
+        let lowest = self.ordinals().start.saturating_add(self.partition().unwrap_or(0));
         let mut away = 0;
         for ordinal in self.ordinals().rev().take_while(|ordinal| *ordinal >= lowest) {
             if away >= self.max_unavailable() {
                 return;
             }
-            let Some(pod) = self.of(ordinal) else { continue };
+            let Some(pod) = by_ordinal.get(&ordinal).copied() else { continue };
             let outdated = revision(pod) != self.update && !pod.meta.deleting;
             if outdated {
                 actions.push(Action::Replace(pod.clone()));

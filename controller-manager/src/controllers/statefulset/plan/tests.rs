@@ -98,6 +98,8 @@ fn in_parallel() {
     check(&parallel(1), &["0:", "1:r", "2:d", "3:"], "-web-3 -web-1");
     check(&parallel(2), &["0:or", "1:or"], "~web-1");
     check(&parallel(2), &["0:or"], "+1");
+    let many = with(&parallel(i32::MAX), &["3:r"], |observed| observed.plan(|_| false));
+    assert_eq!(many.len(), BURST);
 }
 
 #[test]
@@ -114,6 +116,8 @@ fn rolling() {
     check(&strategy(json!({"partition": 2})), &["0:or", "1:or", "2:r"], "");
     check(&strategy(json!({"partition": 2})), &["0:or"], "+1old");
     check(&strategy(json!({"maxUnavailable": 2})), &["0:or", "1:or", "2:or"], "~web-2 ~web-1");
+    check(&strategy(json!({"maxUnavailable": "50%"})), &["0:or", "1:or", "2:or"], "~web-2");
+    check(&strategy(json!({"maxUnavailable": "1%"})), &["0:or", "1:or", "2:or"], "~web-2");
     check(&json!({"updateStrategy": {"type": "OnDelete"}}), &["0:or", "1:or"], "+2");
     check(&json!({"updateStrategy": {"type": "OnDelete"}}), &["0:or", "1:or", "2:or"], "");
 }
