@@ -371,6 +371,56 @@ async fn who_may_do_what() {
     assert!(robot.message().contains("system:serviceaccount:default:robot"), "{}", robot.message());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_bound_and_evicted() {
+    let cluster = Cluster::start().await;
+    let default = "/api/v1/namespaces/default";
+    cluster.post(&format!("{default}/serviceaccounts"), &json!({"metadata": {"name": "default"}})).await;
+    let pod = json!({"metadata": {"name": "p", "labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    cluster.post(&format!("{default}/pods"), &pod).await.ok();
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let dry = cluster.post(&format!("{default}/bindings?dryRun=All"), &binding).await;
+    assert_eq!(dry.code, 201);
+    assert_eq!(cluster.post(&format!("{default}/bindings"), &binding).await.code, 201);
+    let again = cluster.post(&format!("{default}/pods/p/binding"), &binding).await;
+    assert_eq!((again.code, &again.json()["reason"]), (409, &json!("Conflict")));
+
+    // A running pod that is ready falls under its budget; what is not ready does not, once the budget is met.
+    let status = async |ready: &str| {
+        let status =
+            json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}});
+        let path = format!("{default}/pods/p/status");
+        cluster.patch(&path, "application/merge-patch+json", &status.to_string()).await.ok();
+    };
+    status("True").await;
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}});
+    cluster.post(budgets, &budget).await.ok();
+    let eviction = json!({"metadata": {"name": "p"}});
+    let evict = async || cluster.post(&format!("{default}/pods/p/eviction"), &eviction).await;
+    let unseen = evict().await;
+    assert_eq!(unseen.code, 429);
+    assert!(String::from_utf8_lossy(&unseen.bytes).contains("still being processed by the server"));
+    let seen = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 0, "currentHealthy": 1,
+        "desiredHealthy": 1, "expectedPods": 1}});
+    let path = format!("{budgets}/b/status");
+    cluster.patch(&path, "application/merge-patch+json", &seen.to_string()).await.ok();
+    let refused = evict().await;
+    assert_eq!(refused.code, 429);
+    assert!(String::from_utf8_lossy(&refused.bytes).contains("needs 1 healthy pods and has 1 currently"));
+    status("False").await;
+    let mut events = Events::open(&cluster, &format!("{default}/pods?watch=1")).await;
+    assert_eq!(evict().await.code, 201);
+    loop {
+        let pod = events.next().await.unwrap()["object"].clone();
+        if pod["metadata"].get("deletionTimestamp").is_some() {
+            let conditions = pod["status"]["conditions"].to_string();
+            assert!(conditions.contains("EvictionByEvictionAPI"), "{conditions}");
+            break;
+        }
+    }
+}
+
 /// What a role in one namespace, or a role to change things, must not be good for.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_way_around_a_role() {

@@ -133,6 +133,8 @@ async fn logs_and_tunnels_reach_the_kubelet() {
     tunnel.read_exact(&mut echoed).await.unwrap();
     assert_eq!(&echoed, b"ping");
 
+    let bare = cluster.get("/api/v1/nodes/n/proxy?x=1").await;
+    assert_eq!((bare.code, bare.headers["location"].to_str().unwrap()), (301, "/api/v1/nodes/n/proxy/?x=1"));
     let proxied = cluster
         .stream(0, User::Admin, (http::Method::GET, "/api/v1/nodes/n/proxy/containerLogs/x?y=%20z"), &[], "")
         .await

@@ -212,7 +212,7 @@ pub(crate) const fn scale() -> Subresource {
 }
 
 impl Kind {
-    /// Has `/status`: status is dropped on create, kept on update.
+    /// Has `/status`: status is dropped on create (other than a Node's), kept on update.
     pub fn has_status(&self) -> bool {
         self.resource.subresource("status").is_some()
     }
@@ -224,7 +224,8 @@ impl Kind {
 
     /// After the server has filled in name, uid and creationTimestamp, before admission validates.
     pub fn prepare_for_create(&self, object: &mut Value) {
-        if self.has_status() {
+        let keeps = self.strategy.keeps_status_on_create() && object.at("status").is_object();
+        if self.has_status() && !keeps {
             // Empty, not absent: that is how clients see a status that nobody has written yet.
             object.put("status", serde_json::json!({}));
         }

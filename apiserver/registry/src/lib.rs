@@ -6,7 +6,7 @@
 //! This crate must never know storage, HTTP or who is asking.
 //!
 //! The API server reads [`kinds`] and calls the methods of [`Kind`]; it never needs a kind's own module, except for
-//! the verbs that only one kind has (`core::pod::binding`, `core::pod::ephemeral`).
+//! the verb that only one kind has (`core::pod::binding`).
 
 mod apps;
 mod batch;

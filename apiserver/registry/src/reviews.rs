@@ -12,13 +12,8 @@ use crate::{
 const AUTHENTICATION: Spec = Spec { group: "authentication.k8s.io", ..Spec::VIRTUAL };
 const AUTHORIZATION: Spec = Spec { group: "authorization.k8s.io", ..Spec::VIRTUAL };
 
-pub(crate) const TOKEN_REVIEW: Spec = Spec {
-    kind: "TokenReview",
-    plural: "tokenreviews",
-    singular: "tokenreview",
-    strategy: &TokenReview,
-    ..AUTHENTICATION
-};
+pub(crate) const TOKEN_REVIEW: Spec =
+    Spec { kind: "TokenReview", plural: "tokenreviews", singular: "tokenreview", ..AUTHENTICATION };
 
 pub(crate) const SELF_SUBJECT_REVIEW: Spec = Spec {
     kind: "SelfSubjectReview",
@@ -56,22 +51,8 @@ pub(crate) const SELF_SUBJECT_RULES_REVIEW: Spec = Spec {
     kind: "SelfSubjectRulesReview",
     plural: "selfsubjectrulesreviews",
     singular: "selfsubjectrulesreview",
-    strategy: &RulesReview,
     ..AUTHORIZATION
 };
-
-struct TokenReview;
-
-impl Strategy for TokenReview {
-    fn validate_create(&self, object: &Value) -> Vec<Cause> {
-        let mut causes = Causes::default();
-        if object.at("spec").text("token").is_empty() {
-            let path = Path::new("spec");
-            causes.required(&path.child("token"), "");
-        }
-        causes.into_vec()
-    }
-}
 
 #[derive(PartialEq, Eq)]
 enum Whom {
@@ -132,19 +113,6 @@ impl Strategy for AccessReview {
     }
 }
 
-struct RulesReview;
-
-impl Strategy for RulesReview {
-    fn validate_create(&self, object: &Value) -> Vec<Cause> {
-        let mut causes = Causes::default();
-        if object.at("spec").text("namespace").is_empty() {
-            let path = Path::new("spec");
-            causes.required(&path.child("namespace"), "no namespace on request");
-        }
-        causes.into_vec()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -158,7 +126,6 @@ mod tests {
                 kind.kind().validate_create(&object).into_iter().map(|c| c.field).collect();
             assert_eq!(fields, expected);
         }
-        check(TOKEN_REVIEW, json!({}), &["spec.token"]);
         check(SELF_SUBJECT_REVIEW, json!({}), &[]);
         check(SELF_SUBJECT_ACCESS_REVIEW, json!({"spec": {"resourceAttributes": {}}}), &[]);
         check(SUBJECT_ACCESS_REVIEW, json!({"spec": {}}), &["spec.resourceAttributes", "spec.user"]);

@@ -21,6 +21,11 @@ pub trait Strategy: Sync {
     /// Everything but status (and, as upstream, labels, annotations and the like) is already the old one.
     fn prepare_for_status_update(&self, _new: &mut Value, _old: &Value) {}
 
+    /// Whether a status that comes with a new object is taken: a kubelet registers its Node whole.
+    fn keeps_status_on_create(&self) -> bool {
+        false
+    }
+
     fn validate_create(&self, _object: &Value) -> Vec<Cause> {
         Vec::new()
     }

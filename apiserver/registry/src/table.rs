@@ -6,6 +6,7 @@ use crate::{
 };
 
 static KINDS: &[Kind] = &[
+    core::BINDING.kind(),
     core::CONFIG_MAP.kind(),
     core::ENDPOINTS.kind(),
     core::EVENT.kind(),

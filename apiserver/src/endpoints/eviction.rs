@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Call,
-    pods::{PODS, body, created, set_condition},
+    binding::{PODS, body, created},
 };
 use crate::{
     generic::{errors, metadata, selectors},
@@ -239,6 +239,28 @@ fn taken_from(budget: &Value, pod: &str) -> Result<Value, Status> {
     }
     next["status"]["disruptedPods"][pod] = metadata::now().into();
     Ok(next)
+}
+
+/// Puts a condition in the place of the one of its type, or behind the others. The time of the transition stays where
+/// the status does.
+fn set_condition(object: &mut Value, mut condition: Value) {
+    if !object["status"].is_object() {
+        object["status"] = json!({});
+    }
+    let conditions = &mut object["status"]["conditions"];
+    let Some(conditions) = conditions.as_array_mut() else {
+        *conditions = json!([condition]);
+        return;
+    };
+    match conditions.iter_mut().find(|known| known["type"] == condition["type"]) {
+        Some(known) => {
+            if known["status"] == condition["status"] && known["lastTransitionTime"].is_string() {
+                condition["lastTransitionTime"] = known["lastTransitionTime"].take();
+            }
+            *known = condition;
+        }
+        None => conditions.push(condition),
+    }
 }
 
 #[cfg(test)]

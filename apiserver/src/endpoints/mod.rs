@@ -3,11 +3,11 @@
 //! [`route`] is the end of the filter chain. It finds the served kind, reads the body where there is one, and calls
 //! the verb's module; every `Err(Status)` becomes a response here and nowhere else.
 
+mod binding;
 mod delete;
 mod eviction;
 mod nonresource;
 mod patch;
-mod pods;
 mod read;
 mod reviews;
 mod scale;
@@ -136,7 +136,7 @@ impl Call {
         match self.path.subresource.as_str() {
             "" => self.main().await,
             "scale" => scale::serve(&self).await,
-            "binding" => pods::binding(&self, &self.path.name).await,
+            "binding" => binding::serve(&self, &self.path.name).await,
             "eviction" => eviction::serve(&self).await,
             "token" => token::serve(&self).await,
             // These write the object itself, each within its own scope.

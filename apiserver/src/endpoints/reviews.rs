@@ -6,7 +6,7 @@ use keelson_access::{
 };
 use serde_json::{Value, json};
 
-use super::{Call, pods};
+use super::{Call, binding};
 use crate::{
     encoding,
     generic::{
@@ -15,7 +15,7 @@ use crate::{
     },
     http::body::Response,
     request::options::WriteOptions,
-    status::{Cause, Status},
+    status::Status,
 };
 
 pub async fn serve(call: &Call) -> Result<Response, Status> {
@@ -24,7 +24,7 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     }
     let resource = &call.served.kind.resource;
     if resource.plural == "bindings" {
-        return pods::binding(call, "").await;
+        return binding::serve(call, "").await;
     }
     let options = WriteOptions::from_query(&call.query, "CreateOptions")?;
     let encoding = decode::encoding(&call.headers)?;
@@ -46,17 +46,13 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
             access(call, review, &user)?
         }
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
-            let user = subject(call, &review)?;
+            let user = subject(&review["spec"]);
             access(call, review, &user)?
         }
         _ => return Err(Status::method_not_allowed()),
     };
     let (representation, _) = call.representation()?;
     encoding::value_response(201, &answer, representation.media)
-}
-
-fn invalid(call: &Call, cause: Cause) -> Status {
-    Status::invalid(call.served.qualified_kind(), "", vec![cause])
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
@@ -68,87 +64,48 @@ fn strings(value: &Value) -> Vec<String> {
 }
 
 /// The user whom a SubjectAccessReview names.
-fn subject(call: &Call, review: &Value) -> Result<UserInfo, Status> {
-    let spec = &review["spec"];
-    if text(spec, "user").is_empty() && strings(&spec["groups"]).is_empty() {
-        return Err(invalid(
-            call,
-            Cause::invalid("spec.user", &json!(""), "at least one of user or group must be specified"),
-        ));
-    }
+fn subject(spec: &Value) -> UserInfo {
     let extra = spec["extra"].as_object().into_iter().flatten();
-    Ok(UserInfo {
+    UserInfo {
         name: text(spec, "user").to_string(),
         uid: text(spec, "uid").to_string(),
         groups: strings(&spec["groups"]),
         extra: extra.map(|(key, values)| (key.to_lowercase(), strings(values))).collect(),
-    })
+    }
 }
 
 fn access(call: &Call, mut review: Value, user: &UserInfo) -> Result<Value, Status> {
+    let kind = call.served.kind;
+    let causes = kind.validate_create(&review);
+    if !causes.is_empty() {
+        let causes = causes.into_iter().map(Into::into).collect();
+        return Err(Status::invalid(call.served.qualified_kind(), "", causes));
+    }
     let spec = &review["spec"];
     let resource = &spec["resourceAttributes"];
     let path = &spec["nonResourceAttributes"];
-    let decision = match (resource.is_object(), path.is_object()) {
-        (true, true) => {
-            return Err(invalid(
-                call,
-                Cause::invalid(
-                    "spec.nonResourceAttributes",
-                    path,
-                    "cannot be specified in combination with resourceAttributes",
-                ),
-            ));
-        }
-        (false, false) => {
-            return Err(invalid(
-                call,
-                Cause::invalid(
-                    "spec.resourceAttributes",
-                    &Value::Null,
-                    "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-                ),
-            ));
-        }
-        (true, false) => {
-            let local = call.served.kind.resource.namespaced;
-            if local && text(resource, "namespace") != call.path.namespace {
-                return Err(invalid(
-                    call,
-                    Cause::invalid(
-                        "spec.resourceAttributes.namespace",
-                        &resource["namespace"],
-                        "must match metadata.namespace",
-                    ),
-                ));
-            }
-            let fields = requirements(&resource["fieldSelector"], field_requirements);
-            let labels = requirements(&resource["labelSelector"], label_requirements);
-            call.server.access.authorizer.authorize(&Attributes {
-                verb: text(resource, "verb"),
-                namespace: text(resource, "namespace"),
-                api_group: text(resource, "group"),
-                api_version: text(resource, "version"),
-                resource: text(resource, "resource"),
-                subresource: text(resource, "subresource"),
-                name: text(resource, "name"),
-                resource_request: true,
-                field_selector: &fields,
-                label_selector: &labels,
-                ..Attributes::of(user)
-            })
-        }
-        (false, true) if call.served.kind.resource.namespaced => {
-            return Err(invalid(
-                call,
-                Cause::invalid("spec.nonResourceAttributes", path, "disallowed on this kind of request"),
-            ));
-        }
-        (false, true) => call.server.access.authorizer.authorize(&Attributes {
+    let decision = if resource.is_object() {
+        let fields = requirements(&resource["fieldSelector"], field_requirements);
+        let labels = requirements(&resource["labelSelector"], label_requirements);
+        call.server.access.authorizer.authorize(&Attributes {
+            verb: text(resource, "verb"),
+            namespace: text(resource, "namespace"),
+            api_group: text(resource, "group"),
+            api_version: text(resource, "version"),
+            resource: text(resource, "resource"),
+            subresource: text(resource, "subresource"),
+            name: text(resource, "name"),
+            resource_request: true,
+            field_selector: &fields,
+            label_selector: &labels,
+            ..Attributes::of(user)
+        })
+    } else {
+        call.server.access.authorizer.authorize(&Attributes {
             verb: text(path, "verb"),
             path: text(path, "path"),
             ..Attributes::of(user)
-        }),
+        })
     };
     let mut status = json!({ "allowed": decision.is_allowed() });
     if matches!(decision, Decision::Deny(_)) {

@@ -30,7 +30,7 @@ impl Write<'_> {
         }
         let mut last = String::new();
         for _ in 0..NAME_ATTEMPTS {
-            last = metadata::generate_name(&prefix);
+            last = keelson_registry::names::generate(&prefix);
             match self.create_named(object.clone(), &last).await {
                 Err((_, Failure::NameTaken)) => continue,
                 other => return other.map_err(|(status, _)| status),

@@ -3,7 +3,6 @@
 //! Total: a missing or mistyped field reads as empty; setting a field on something that is no object does nothing.
 
 use jiff::{Timestamp, Unit};
-use rand::Rng;
 use serde_json::{Map, Value};
 
 pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
@@ -54,17 +53,4 @@ pub fn now() -> String {
 
 pub fn format_time(time: Timestamp) -> String {
     time.round(Unit::Second).unwrap_or(time).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// Five characters as upstream's name generator draws them: no vowels, no look-alikes.
-pub fn generated_suffix() -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut random = rand::rng();
-    (0..5).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect()
-}
-
-/// A generated name: the prefix cut so that the whole fits 63 characters.
-pub fn generate_name(prefix: &str) -> String {
-    let cut = prefix.char_indices().nth(58).map_or(prefix.len(), |(index, _)| index);
-    format!("{}{}", &prefix[..cut], generated_suffix())
 }

@@ -218,7 +218,10 @@ fn split_name(text: &str) -> Result<(Scheme, &str, &str), Status> {
 /// The request's own path behind `/proxy`, undecoded, and its query.
 fn rest(exchange: &Exchange, namespaced: bool) -> String {
     let uri = exchange.request.uri();
-    let after = behind_proxy(uri.path(), namespaced);
+    let after = match behind_proxy(uri.path(), namespaced) {
+        "" => "/",
+        after => after,
+    };
     match uri.query() {
         Some(query) => format!("{after}?{query}"),
         None => after.to_string(),
@@ -226,14 +229,15 @@ fn rest(exchange: &Exchange, namespaced: bool) -> String {
 }
 
 /// Names may contain `proxy`, so the place is counted: `api/v1/nodes/x/proxy`, `api/v1/namespaces/x/pods/x/proxy`.
-fn behind_proxy(path: &str, namespaced: bool) -> &str {
+/// Empty where not even a slash follows.
+pub fn behind_proxy(path: &str, namespaced: bool) -> &str {
     let segments = if namespaced { 7 } else { 5 };
     // As in the parsing of the path, slashes before it are no segments.
     let mut rest = path.trim_start_matches('/');
     for _ in 0..segments {
         match rest.find('/') {
             Some(slash) => rest = &rest[slash + 1..],
-            None => return "/",
+            None => return "",
         }
     }
     &path[path.len() - rest.len() - 1..]
@@ -376,7 +380,7 @@ mod tests {
         let check = |path: &str, namespaced: bool, expected: &str| {
             assert_eq!(behind_proxy(path, namespaced), expected, "{path}");
         };
-        check("/api/v1/nodes/n/proxy", false, "/");
+        check("/api/v1/nodes/n/proxy", false, "");
         check("/api/v1/nodes/proxy-1/proxy/pods/", false, "/pods/");
         check("/api/v1/namespaces/proxy/services/proxy:80/proxy/a%20b", true, "/a%20b");
         check("//api/v1/namespaces/n/pods/p/proxy//x", true, "//x");

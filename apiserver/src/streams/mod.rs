@@ -11,7 +11,7 @@ mod tunnel;
 
 use std::sync::Arc;
 
-use http::Method;
+use http::{HeaderValue, Method, header};
 use http_body_util::BodyExt;
 use keelson_access::{
     admission::{AdmissionRequest, Operation},
@@ -71,6 +71,11 @@ pub async fn serve(
     if subresource != "log" {
         admit(server, served, path, &exchange).await?;
     }
+    if subresource == "proxy"
+        && let Some(moved) = with_slash(path, &exchange)
+    {
+        return Ok(moved);
+    }
     let _running = server.metrics.long_running_exchange(&exchange, &server.table);
     let location = match (path.resource.as_str(), subresource) {
         ("pods", "log") => match location::log(server, path, &exchange.query).await? {
@@ -93,6 +98,21 @@ pub async fn serve(
         return Err(refused_log(&path.name, response).await);
     }
     Ok(response)
+}
+
+/// The root of what is proxied ends in a slash, or relative links in it would lead beside it.
+fn with_slash(path: &ResourcePath, exchange: &Exchange) -> Option<Response> {
+    let uri = exchange.request.uri();
+    let reading = matches!(*exchange.request.method(), Method::GET | Method::HEAD);
+    let bare = location::behind_proxy(uri.path(), path.resource != "nodes").is_empty();
+    if !reading || !bare || tunnel::wants_upgrade(exchange.headers()) {
+        return None;
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let target = HeaderValue::from_str(&format!("{}/{query}", uri.path())).ok()?;
+    let mut moved = body::text(301, "");
+    moved.headers_mut().insert(header::LOCATION, target);
+    Some(moved)
 }
 
 fn tunnels(subresource: &str) -> bool {

@@ -11,7 +11,7 @@ pub mod pod;
 mod replicationcontroller;
 mod secret;
 mod service;
-pub mod serviceaccount;
+mod serviceaccount;
 
 pub(crate) use claim::{CLAIM, VOLUME, claim_spec, default_claim_spec};
 pub(crate) use configmap::KIND as CONFIG_MAP;
@@ -20,6 +20,7 @@ pub(crate) use event::{CORE as EVENT, EVENTS as EVENTS_EVENT};
 pub(crate) use limits::{LIMIT_RANGE, RESOURCE_QUOTA};
 pub(crate) use namespace::KIND as NAMESPACE;
 pub(crate) use node::KIND as NODE;
+pub(crate) use pod::BINDING;
 pub(crate) use replicationcontroller::{KIND as REPLICATION_CONTROLLER, POD_TEMPLATE};
 pub(crate) use secret::KIND as SECRET;
 pub(crate) use service::KIND as SERVICE;

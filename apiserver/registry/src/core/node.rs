@@ -74,6 +74,10 @@ impl Strategy for Node {
         }
     }
 
+    fn keeps_status_on_create(&self) -> bool {
+        true
+    }
+
     fn validate_create(&self, object: &Value) -> Vec<Cause> {
         let mut causes = Causes::default();
         let spec = object.at("spec");
@@ -248,6 +252,16 @@ mod tests {
         check(json!({"podCIDRs": ["10.0.0.0/24", "fd00::/64"]}), &[]);
         check(json!({"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]}), &["spec.podCIDRs"]);
         check(json!({"podCIDRs": ["x"]}), &["spec.podCIDRs[0]"]);
+    }
+
+    #[test]
+    fn a_node_registers_whole() {
+        let mut node = json!({"metadata": {"name": "n"}, "status": {"capacity": {"cpu": "2"}}});
+        KIND.kind().prepare_for_create(&mut node);
+        assert_eq!(node["status"]["capacity"]["cpu"], "2");
+        let mut bare = json!({"metadata": {"name": "n"}});
+        KIND.kind().prepare_for_create(&mut bare);
+        assert_eq!(bare["status"], json!({}));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::Scope;
 
 /// group/version plural singular Kind scope short-names categories subresources; every verb unless `verbs=` says.
 const EXPECTED: &str = "
+    v1 bindings binding Binding ns - - - verbs=create
     v1 configmaps configmap ConfigMap ns cm - -
     v1 endpoints endpoints Endpoints ns ep - -
     v1 events event Event ns ev - -

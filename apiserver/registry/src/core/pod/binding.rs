@@ -8,7 +8,7 @@ use crate::{
     fields::{Fields, Fill},
 };
 
-/// Why a binding cannot be made; the API server answers 409 Conflict (404 for [`AssignError::OtherPod`]'s sake never).
+/// Why a binding cannot be made; the API server answers 409 Conflict.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AssignError {
     #[error("pod {0} is being deleted, cannot be assigned to a host")]
@@ -35,7 +35,7 @@ pub fn validate(binding: &Value) -> Vec<Cause> {
     causes.into_vec()
 }
 
-/// Puts the node into the pod, with the binding's annotations and the PodScheduled condition; `now` is RFC 3339.
+/// Puts the node into the pod, with the binding's annotations and labels and the PodScheduled condition; `now` is RFC 3339.
 /// The caller has validated the binding and writes the pod under its resourceVersion.
 pub fn assign(pod: &mut Value, binding: &Value, now: &str) -> Result<(), AssignError> {
     let metadata = pod.at("metadata");
@@ -57,11 +57,16 @@ pub fn assign(pod: &mut Value, binding: &Value, now: &str) -> Result<(), AssignE
     if let Some(spec) = pod.section("spec") {
         spec.put("nodeName", binding.at("target").text("name"));
     }
-    if let Some(annotations) = binding.at("metadata").entries("annotations")
-        && let Some(own) = pod.section("metadata").and_then(|metadata| metadata.section("annotations"))
-    {
-        for (key, value) in annotations {
-            own.put(key, value.clone());
+    // Labels (of the node's topology) say nothing where the pod has said something itself.
+    for (field, overwrites) in [("annotations", true), ("labels", false)] {
+        if let Some(entries) = binding.at("metadata").entries(field)
+            && let Some(own) = pod.section("metadata").and_then(|metadata| metadata.section(field))
+        {
+            for (key, value) in entries {
+                if overwrites || !own.has(key) {
+                    own.put(key, value.clone());
+                }
+            }
         }
     }
     if let Some(status) = pod.section("status") {
@@ -90,14 +95,14 @@ mod tests {
 
     #[test]
     fn assigns_once() {
-        let binding =
-            json!({"metadata": {"annotations": {"a": "b"}}, "target": {"kind": "Node", "name": "n"}});
+        let binding = json!({"metadata": {"annotations": {"a": "b"}, "labels": {"own": "x", "zone": "z"}}, "target": {"kind": "Node", "name": "n"}});
         assert!(validate(&binding).is_empty());
         assert_eq!(validate(&json!({"target": {"kind": "Pod"}})).len(), 2);
-        let mut pod = json!({"metadata": {"name": "p", "uid": "1"}, "spec": {}});
+        let mut pod = json!({"metadata": {"name": "p", "uid": "1", "labels": {"own": "y"}}, "spec": {}});
         assert!(assign(&mut pod, &binding, "2024-01-01T00:00:00Z").is_ok());
         assert_eq!(pod["spec"]["nodeName"], "n");
         assert_eq!(pod["metadata"]["annotations"]["a"], "b");
+        assert_eq!(pod["metadata"]["labels"], json!({"own": "y", "zone": "z"}));
         assert_eq!(pod["status"]["conditions"][0]["type"], "PodScheduled");
         let error = assign(&mut pod, &binding, "").unwrap_err();
         assert_eq!(error.to_string(), "pod p is already assigned to node \"n\"");

@@ -78,6 +78,10 @@ pub(crate) const KIND: Spec = Spec {
     ..Spec::STORED
 };
 
+/// The legacy way to [`binding`]: the body names the pod.
+pub(crate) const BINDING: Spec =
+    Spec { kind: "Binding", plural: "bindings", singular: "binding", namespaced: true, ..Spec::VIRTUAL };
+
 struct Pod;
 
 impl Strategy for Pod {
