@@ -1,7 +1,8 @@
 //! The certificate tree of a cluster, in the files that upstream's `kubeadm init phase certs` makes.
 //!
-//! Invariants: an existing certificate or key is never overwritten (a second run is harmless), keys
-//! are readable by their owner only, and a file appears whole or not at all.
+//! Invariants: an existing key is never overwritten, nor a certificate (a second run is harmless), but for
+//! one of ours that ends soon, which is signed anew for the same key; keys are readable by their owner
+//! only, and a file appears whole or not at all.
 
 use std::fs;
 use std::io::Write;
@@ -14,11 +15,14 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
+use x509_parser::pem::parse_x509_pem;
 
 /// How long a certificate authority is valid (upstream: ten years).
 const AUTHORITY_VALIDITY: Duration = Duration::days(3650);
 /// How long any other certificate is valid (upstream: one year).
 const LEAF_VALIDITY: Duration = Duration::days(365);
+/// A certificate that ends sooner than this is signed anew.
+const RENEW_BEFORE: Duration = Duration::days(30);
 /// Certificates start a little in the past, so that a host whose clock lags accepts them.
 const BACKDATE: Duration = Duration::minutes(5);
 
@@ -131,6 +135,14 @@ impl Authority {
 
     /// Signs a fresh key for `subject`.
     pub fn sign(&self, subject: &Subject) -> Result<Pair, CertError> {
+        let key = KeyPair::generate()
+            .map_err(|source| CertError::Make { name: subject.common_name.clone(), source })?;
+        let certificate_pem = self.certify(subject, &key, LEAF_VALIDITY)?;
+        Ok(Pair { certificate_pem, key_pem: key.serialize_pem() })
+    }
+
+    /// A certificate that says that `key` is the subject's.
+    fn certify(&self, subject: &Subject, key: &KeyPair, validity: Duration) -> Result<String, CertError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(&subject.common_name, &subject.organizations);
         params.subject_alt_names =
@@ -142,20 +154,37 @@ impl Authority {
             Usage::Peer => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         };
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, LEAF_VALIDITY);
-        let sign = || -> Result<Pair, rcgen::Error> {
-            let key = KeyPair::generate()?;
-            let certificate = params.signed_by(&key, &self.issuer)?;
-            Ok(Pair { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
-        };
-        sign().map_err(|source| CertError::Make { name: subject.common_name.clone(), source })
+        set_validity(&mut params, validity);
+        let certificate = params.signed_by(key, &self.issuer);
+        let failed = |source| CertError::Make { name: subject.common_name.clone(), source };
+        Ok(certificate.map_err(failed)?.pem())
     }
 
-    /// Writes `<stem>.crt` and `<stem>.key` for `subject` unless they exist.
+    /// Whether a certificate is of this authority and ends soon. Others are somebody else's to renew.
+    pub(crate) fn is_to_be_renewed(&self, certificate_pem: &str) -> bool {
+        let read = |pem: &str| {
+            let (_, pem) = parse_x509_pem(pem.as_bytes()).ok()?;
+            let certificate = pem.parse_x509().ok()?;
+            let (subject, issuer) = (certificate.subject().as_raw(), certificate.issuer().as_raw());
+            Some((subject.to_vec(), issuer.to_vec(), certificate.validity().not_after.timestamp()))
+        };
+        let (Some((own, ..)), Some((_, issuer, end))) = (read(&self.certificate_pem), read(certificate_pem))
+        else {
+            return false;
+        };
+        own == issuer && end < (OffsetDateTime::now_utc() + RENEW_BEFORE).unix_timestamp()
+    }
+
+    /// Writes `<stem>.crt` and `<stem>.key` for `subject` unless they exist; one that ends soon is signed anew.
     pub fn ensure_leaf(&self, stem: &Path, subject: &Subject) -> Result<(), CertError> {
         let (certificate_path, key_path) = pair_paths(stem);
         if pair_exists(&certificate_path, &key_path)? {
-            return Ok(());
+            if !self.is_to_be_renewed(&read(&certificate_path)?) {
+                return Ok(());
+            }
+            // With the key that is there: the pair fits at every moment.
+            let key = KeyPair::from_pem(&read(&key_path)?).map_err(|source| make_error(&key_path, source))?;
+            return write(&certificate_path, &self.certify(subject, &key, LEAF_VALIDITY)?, 0o644);
         }
         let pair = self.sign(subject)?;
         write(&key_path, &pair.key_pem, 0o600)?;
@@ -327,6 +356,7 @@ pub(crate) fn write(path: &Path, content: &str, mode: u32) -> Result<(), CertErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rcgen::PublicKeyData;
     use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
     use x509_parser::prelude::*;
@@ -401,6 +431,33 @@ mod tests {
             "api.example.org",
         ];
         assert_eq!(found, expected.into_iter().map(str::to_owned).collect());
+    }
+
+    #[test]
+    fn what_ends_soon_is_signed_anew_for_the_same_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::ensure(&directory.path().join("ca"), "kubernetes").unwrap();
+        let other = Authority::ensure(&directory.path().join("other"), "other").unwrap();
+        let stem = directory.path().join("leaf");
+        let (certificate_path, key_path) = pair_paths(&stem);
+        let subject = Subject::client("somebody", None);
+        let check = |days: i64, signer: &Authority, renewed: bool| {
+            let key = KeyPair::generate().unwrap();
+            let before = signer.certify(&subject, &key, Duration::days(days)).unwrap();
+            fs::write(&certificate_path, &before).unwrap();
+            fs::write(&key_path, key.serialize_pem()).unwrap();
+            authority.ensure_leaf(&stem, &subject).unwrap();
+            assert_eq!(fs::read_to_string(&certificate_path).unwrap() != before, renewed, "{days}");
+            assert_eq!(fs::read_to_string(&key_path).unwrap(), key.serialize_pem());
+            let public = parsed(&certificate_path, |certificate| certificate.public_key().raw.to_vec());
+            assert_eq!(public, key.subject_public_key_info());
+            let renew = authority.is_to_be_renewed(&fs::read_to_string(&certificate_path).unwrap());
+            assert!(!renew, "{days}");
+        };
+        check(200, &authority, false);
+        check(10, &authority, true);
+        check(-1, &authority, true);
+        check(10, &other, false);
     }
 
     #[test]

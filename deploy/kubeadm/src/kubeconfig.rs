@@ -1,6 +1,7 @@
 //! kubeconfig files of the daemons and of the administrator, with their client certificates inside.
 //!
-//! Invariant: an existing file is kept, unless it points at another server or authority.
+//! Invariant: an existing file is kept, unless it points at another server or authority, or its certificate
+//! ends soon.
 
 use std::path::Path;
 
@@ -20,15 +21,21 @@ pub struct Kubeconfig<'a> {
     pub subject: Subject,
 }
 
-/// Writes the kubeconfig at `path` unless one for the same server and authority is there.
+/// Writes the kubeconfig at `path` unless one for the same server and authority is there that lasts.
 pub fn ensure(path: &Path, authority: &Authority, wanted: &Kubeconfig<'_>) -> Result<(), CertError> {
     let authority_data = BASE64.encode(authority.certificate_pem());
     if let Ok(text) = std::fs::read_to_string(path)
         && let Ok(existing) = serde_yaml::from_str::<Value>(&text)
     {
         let cluster = &existing["clusters"][0]["cluster"];
+        let certificate = existing["users"][0]["user"]["client-certificate-data"].as_str();
+        let certificate = certificate.and_then(|data| BASE64.decode(data).ok());
+        let ends_soon = certificate
+            .and_then(|pem| String::from_utf8(pem).ok())
+            .is_some_and(|pem| authority.is_to_be_renewed(&pem));
         if cluster["server"] == wanted.server
             && cluster["certificate-authority-data"] == authority_data.as_str()
+            && !ends_soon
         {
             return Ok(());
         }
