@@ -9,7 +9,7 @@ use keelson_proto::etcd::storepb::command::Operation;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Server, check, error, status};
+use super::{Server, check, status};
 use crate::apply::Response as Applied;
 use crate::mvcc;
 
@@ -29,7 +29,7 @@ impl Kv for Server {
             self.read_barrier().await?;
         }
         let (mut response, revision) =
-            self.state.store.range(&request).map_err(|error| error::mvcc(&error))?;
+            self.state.store.range(&request).map_err(|error| self.read_failed(error))?;
         response.header = self.header(revision);
         Ok(Response::new(response))
     }
@@ -76,7 +76,7 @@ impl Kv for Server {
                 self.read_barrier().await?;
             }
             let view = self.state.store.view();
-            (view.revision(), view.txn(&request).map_err(|error| error::mvcc(&error))?)
+            (view.revision(), view.txn(&request).map_err(|error| self.read_failed(error))?)
         } else {
             if check::puts(&request) {
                 self.check_space()?;

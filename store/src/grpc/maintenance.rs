@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{ETCD_VERSION, Server, error, status};
+use super::{ETCD_VERSION, Server, status};
 use crate::node::Event;
 
 const SECTOR: usize = 512;
@@ -31,7 +31,8 @@ impl Server {
     }
 
     fn hash_at(&self, revision: i64) -> Result<(u32, i64), Status> {
-        let (hash, compacted, _) = self.state.store.hash(revision).map_err(|error| error::mvcc(&error))?;
+        let (hash, compacted, _) =
+            self.state.store.hash(revision).map_err(|error| self.read_failed(error))?;
         Ok((hash, compacted))
     }
 }

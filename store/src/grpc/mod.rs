@@ -25,6 +25,7 @@ pub use error::status;
 
 use crate::apply::{Response, State};
 use crate::metrics::Metrics;
+use crate::mvcc::MvccError;
 use crate::node::{Event, Refused, Shared};
 use crate::transport::Peers;
 
@@ -171,6 +172,17 @@ impl Server {
         let (reply, answer) = oneshot::channel();
         self.send(Event::Read { reply })?;
         answer.await.unwrap_or(Err(Refused::Stopped)).map_err(error::refused)
+    }
+
+    /// A read's refusal. A tree that cannot be read ends the process, since it is rebuilt at the next start: otherwise
+    /// whoever asks for what is damaged would be refused for good.
+    fn read_failed(&self, error: MvccError) -> Status {
+        let status = error::mvcc(&error);
+        if let MvccError::Backend(error) = error {
+            // The node may be stopping already.
+            let _ = self.events.send(Event::TreeFailed(error));
+        }
+        status
     }
 
     /// The answer is of another kind than the operation: only a bug in apply could do that.

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Server, Service, error, status};
+use super::{Server, Service, status};
 use crate::mvcc::{KeyRange, MvccError, Store};
 use crate::watch::{Change, Item, Stream, history};
 
@@ -337,7 +337,7 @@ impl Session {
                     .await?;
                 }
                 Err(other) => {
-                    let _ = self.answers.send(Err(error::mvcc(&other))).await;
+                    let _ = self.answers.send(Err(self.server.read_failed(other))).await;
                     return Err(Ended);
                 }
             }

@@ -33,7 +33,7 @@ use crate::apply::{Effect, State};
 use crate::env::Clock;
 use crate::lease::Deadlines;
 use crate::metrics::Metrics;
-use crate::snapshot::{self, Job, Keeper, Outgoing, Snapshots};
+use crate::snapshot::{self, Job, Keeper, Outgoing, SnapshotError, Snapshots};
 use crate::wal::{self, WalHandle};
 use pending::{Pending, Proposal};
 
@@ -217,6 +217,8 @@ impl Node {
                         tracing::info!(index = taken.index, "made a snapshot");
                         self.parts.wal.cut(taken.index);
                     }
+                    // The tree cannot be read: it is rebuilt at the next start.
+                    Err(SnapshotError::Backend(error)) => return Err(Stopped::Tree(error)),
                     // The log is kept, so nothing is lost; it is tried again when more is written.
                     Err(error) => tracing::error!(error = %Chain(&error), "cannot make a snapshot"),
                 }
@@ -273,12 +275,21 @@ impl Node {
             if self.parts.shared.wal_full() {
                 self.resign();
             }
-            let now = self.parts.clock.now();
-            for id in self.deadlines.take_expired(now, EXPIRE_BATCH) {
-                let operation = Operation::LeaseRevoke(LeaseRevokeRequest { id });
-                // Without an answer; should it be lost, the lease is offered again.
-                self.propose_or_defer(Proposal { operation, reply: None, deadline: self.now + 1 });
-            }
+            self.expire_leases();
+        }
+    }
+
+    /// Proposes to revoke what has run out. Never by way of another leader, which may have just come to be: it has
+    /// given all leases their full time, and renewed some that this member knows nothing of.
+    fn expire_leases(&mut self) {
+        let leader = self.parts.group.status().role == Role::Leader;
+        if !leader || self.parts.state.store.values.is_full() {
+            return;
+        }
+        for id in self.deadlines.take_expired(self.parts.clock.now(), EXPIRE_BATCH) {
+            let operation = Operation::LeaseRevoke(LeaseRevokeRequest { id });
+            // Without an answer, and dropped rather than deferred: should it be lost, the lease is offered again.
+            let _ = self.propose(Proposal { operation, reply: None, deadline: self.now });
         }
     }
 
