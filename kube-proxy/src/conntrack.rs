@@ -84,7 +84,11 @@ mod tests {
         } else {
             Target::Endpoints { endpoints, affinity: None, masquerade: false }
         };
-        Route { frontend: Frontend::ClusterIp("10.96.0.10".parse().unwrap(), protocol, 53), target }
+        Route {
+            frontend: Frontend::ClusterIp("10.96.0.10".parse().unwrap(), protocol, 53),
+            target,
+            sources: Vec::new(),
+        }
     }
 
     fn check(protocol: Protocol, before: &[&str], after: &[&str], expected: &[&str]) {

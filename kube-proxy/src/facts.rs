@@ -45,6 +45,27 @@ impl Protocol {
     }
 }
 
+/// A CIDR whose parts are known to be numbers: it is written into rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceRange {
+    pub address: IpAddr,
+    pub prefix: u8,
+}
+
+impl SourceRange {
+    fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.trim().split_once('/')?;
+        let (address, prefix): (IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some(Self { address, prefix })
+    }
+}
+
+impl std::fmt::Display for SourceRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     pub name: Box<str>,
@@ -57,8 +78,10 @@ pub struct ServicePort {
 pub struct ServiceFacts {
     pub key: ServiceKey,
     pub cluster_ips: Vec<IpAddr>,
-    /// External addresses and those of load balancers.
     pub external_ips: Vec<IpAddr>,
+    pub balancer_ips: Vec<IpAddr>,
+    /// Who may come through a load balancer, as CIDRs; empty for everybody.
+    pub source_ranges: Vec<SourceRange>,
     pub ports: Vec<ServicePort>,
     /// How long a client stays with its endpoint, in seconds.
     pub affinity_seconds: Option<u32>,
@@ -96,12 +119,13 @@ impl ServiceFacts {
                 name: metadata.name.as_deref()?.into(),
             },
             cluster_ips,
-            external_ips: spec
-                .external_ips
+            external_ips: spec.external_ips.iter().flatten().filter_map(|a| a.parse().ok()).collect(),
+            balancer_ips: ingress.filter_map(|a| a.parse().ok()).collect(),
+            source_ranges: spec
+                .load_balancer_source_ranges
                 .iter()
                 .flatten()
-                .chain(ingress)
-                .filter_map(|a| a.parse().ok())
+                .filter_map(|range| SourceRange::parse(range))
                 .collect(),
             ports: spec.ports.iter().flatten().filter_map(service_port).collect(),
             affinity_seconds,

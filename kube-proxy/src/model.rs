@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::facts::{Protocol, ServiceFacts, ServicePort, SliceFacts};
+use crate::facts::{Protocol, ServiceFacts, ServicePort, SliceFacts, SourceRange};
 
 /// An address that a Service is reached at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,6 +64,8 @@ pub enum Target {
 pub struct Route {
     pub frontend: Frontend,
     pub target: Target,
+    /// Only these may come; empty for everybody.
+    pub sources: Vec<SourceRange>,
 }
 
 /// The endpoints of one port, as seen from this node.
@@ -80,7 +82,7 @@ pub fn routes(service: &ServiceFacts, slices: &[Arc<SliceFacts>], node: &str) ->
             let pool = pool(port, slices, node, ipv4);
             for frontend in frontends(service, port, ipv4) {
                 let target = target(service, &frontend, &pool);
-                routes.push(Route { frontend, target });
+                routes.push(Route { frontend, target, sources: sources(service, &frontend) });
             }
         }
     }
@@ -89,6 +91,17 @@ pub fn routes(service: &ServiceFacts, slices: &[Arc<SliceFacts>], node: &str) ->
 
 fn families(service: &ServiceFacts) -> BTreeSet<bool> {
     service.cluster_ips.iter().map(IpAddr::is_ipv4).collect()
+}
+
+/// loadBalancerSourceRanges of the frontend's family, where it is a load balancer's.
+fn sources(service: &ServiceFacts, frontend: &Frontend) -> Vec<SourceRange> {
+    match frontend {
+        Frontend::ExternalIp(address, ..) if service.balancer_ips.contains(address) => {
+            let same = |range: &&SourceRange| range.address.is_ipv4() == address.is_ipv4();
+            service.source_ranges.iter().filter(same).copied().collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn frontends(service: &ServiceFacts, port: &ServicePort, ipv4: bool) -> Vec<Frontend> {
@@ -100,9 +113,9 @@ fn frontends(service: &ServiceFacts, port: &ServicePort, ipv4: bool) -> Vec<Fron
         .into_iter()
         .map(|a| Frontend::ClusterIp(a, protocol, number))
         .collect();
-    frontends.extend(
-        of_family(&service.external_ips).into_iter().map(|a| Frontend::ExternalIp(a, protocol, number)),
-    );
+    let external: BTreeSet<IpAddr> =
+        of_family(&service.external_ips).into_iter().chain(of_family(&service.balancer_ips)).collect();
+    frontends.extend(external.into_iter().map(|a| Frontend::ExternalIp(a, protocol, number)));
     frontends.extend(port.node_port.map(|port| Frontend::NodePort { ipv4, protocol, port }));
     frontends
 }
@@ -123,8 +136,8 @@ fn pool(port: &ServicePort, slices: &[Arc<SliceFacts>], node: &str, ipv4: bool) 
             }
         }
     }
-    // Slices may tell of an endpoint twice while it moves from one to another.
-    found.sort();
+    // Slices may tell of an endpoint twice while it moves from one to another: the better news holds.
+    found.sort_by_key(|(address, here, ready)| (*address, !*ready, !*here));
     found.dedup_by_key(|(address, ..)| *address);
     let pick = |only_here: bool| -> Vec<SocketAddr> {
         let chosen = |ready: bool| -> Vec<SocketAddr> {
@@ -165,6 +178,8 @@ pub mod tests {
             key: ServiceKey { namespace: "ns".into(), name: "web".into() },
             cluster_ips: vec!["10.96.0.7".parse().unwrap()],
             external_ips: Vec::new(),
+            balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
             ports: vec![ServicePort {
                 name: "http".into(),
                 protocol: Protocol::Tcp,
@@ -226,6 +241,32 @@ pub mod tests {
             "10.0.0.1:8080 10.0.0.2:8080 masquerade",
         );
         check(&web, &[("10.0.0.3", "there", false, true)], "10.0.0.3:8080", "10.0.0.3:8080 masquerade");
+    }
+
+    #[test]
+    fn source_ranges_hold_for_load_balancers_of_their_family() {
+        let range = |text: &str, prefix| SourceRange { address: text.parse().unwrap(), prefix };
+        let service = ServiceFacts {
+            external_ips: vec!["192.0.2.1".parse().unwrap()],
+            balancer_ips: vec!["192.0.2.2".parse().unwrap()],
+            source_ranges: vec![range("198.51.100.0", 24), range("fd00::", 8)],
+            ..service()
+        };
+        let routes = routes(&service, &[slice(&[("10.0.0.1", "here", true, true)])], "here");
+        let sources: Vec<Vec<String>> =
+            routes.iter().map(|route| route.sources.iter().map(ToString::to_string).collect()).collect();
+        let none = Vec::<String>::new;
+        assert_eq!(sources, [none(), none(), vec!["198.51.100.0/24".to_owned()], none()]);
+    }
+
+    #[test]
+    fn an_endpoint_that_two_slices_tell_of_is_as_ready_as_the_better_one_says() {
+        let slices =
+            [slice(&[("10.0.0.1", "here", false, true)]), slice(&[("10.0.0.1", "here", true, true)])];
+        let (other, one) = (slice(&[("10.0.0.2", "here", true, true)]), &slices);
+        let routes = routes(&service(), &[one[0].clone(), one[1].clone(), other], "here");
+        let Target::Endpoints { endpoints, .. } = &routes[0].target else { panic!("{routes:?}") };
+        assert_eq!(endpoints.len(), 2);
     }
 
     #[test]

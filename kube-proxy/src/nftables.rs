@@ -9,6 +9,7 @@
 //!
 //! ```text
 //! prerouting, output (nat) → services → cluster-N ─ dnat ─→ postrouting (masquerade if marked)
+//! prerouting, output (filter) → firewall: drop what may not come through a load balancer
 //! input, forward, output (filter) → refusals: reject or drop what has no endpoint
 //! ```
 
@@ -17,7 +18,7 @@ use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::facts::ServiceKey;
+use crate::facts::{ServiceKey, SourceRange};
 use crate::model::{Frontend, Route, Target};
 
 /// Marks packets whose source is to be translated (upstream's bit 14).
@@ -141,6 +142,10 @@ fn add_route(fragment: &mut Fragment, family: Family, service: &ServiceKey, rout
             ("service-nodeports", "refused-nodeports", format!("{protocol} . {port}"))
         }
     };
+    if !route.sources.is_empty() {
+        let chain = add_firewall(fragment, family, (service, route));
+        fragment.element("firewall-ips", key.clone(), format!("goto {chain}"));
+    }
     match &route.target {
         Target::Reject => fragment.element(refusals, key, "goto reject-chain"),
         Target::Drop => fragment.element(refusals, key, "drop"),
@@ -175,6 +180,18 @@ fn add_route(fragment: &mut Fragment, family: Family, service: &ServiceKey, rout
 
 fn address_and_port(endpoint: &SocketAddr) -> String {
     format!("{} . {}", endpoint.ip(), endpoint.port())
+}
+
+/// The chain that lets only some sources come to a frontend.
+fn add_firewall(fragment: &mut Fragment, family: Family, (service, route): (&ServiceKey, &Route)) -> String {
+    let mut hasher = DefaultHasher::new();
+    (service, route.frontend).hash(&mut hasher);
+    let chain = format!("firewall-{:016x}", hasher.finish());
+    let word = family.word();
+    let allowed = |range: &SourceRange| format!("{word} saddr {range} return");
+    let rules = route.sources.iter().map(allowed).chain(["drop".to_owned()]).collect();
+    fragment.own.chains.insert(chain.clone(), rules);
+    chain
 }
 
 /// The chains of a frontend with session affinity: one that looks for the client's endpoint, and one
@@ -256,6 +273,11 @@ impl Table {
     pub fn removal(family: Family) -> String {
         let word = family.word();
         format!("add table {word} kube-proxy\ndelete table {word} kube-proxy\n")
+    }
+
+    /// What nft is asked to see whether somebody has flushed the rules: it says little and fails without them.
+    pub fn presence(family: Family) -> [&'static str; 5] {
+        ["list", "chain", family.word(), "kube-proxy", "mark-for-masquerade"]
     }
 
     /// The program that puts the table in place anew, whatever was there.
@@ -385,6 +407,7 @@ table {word} kube-proxy {{
   set cluster-ips {{ type {address}; }}
   set masqueraded-ips {{ type {address} . inet_proto . inet_service; }}
   set hairpins {{ type {address} . {address}; }}
+  map firewall-ips {{ type {address} . inet_proto . inet_service : verdict; }}
   map service-ips {{ type {address} . inet_proto . inet_service : verdict; }}
   map service-nodeports {{ type inet_proto . inet_service : verdict; }}
   map refused-ips {{ type {address} . inet_proto . inet_service : verdict; }}
@@ -400,6 +423,9 @@ table {word} kube-proxy {{
 {from_elsewhere}    {word} daddr . meta l4proto . th dport @masqueraded-ips jump mark-for-masquerade
     {word} daddr . meta l4proto . th dport vmap @service-ips
     {node_addresses} meta l4proto . th dport vmap @service-nodeports
+  }}
+  chain firewall {{
+    {word} daddr . meta l4proto . th dport vmap @firewall-ips
   }}
   chain refusals {{
     {word} daddr . meta l4proto . th dport vmap @refused-ips
@@ -418,6 +444,10 @@ table {word} kube-proxy {{
     meta mark & {MASQUERADE_MARK:#x} != 0 meta mark set meta mark xor {MASQUERADE_MARK:#x} masquerade fully-random
     ct status dnat {word} saddr . {word} daddr @hairpins masquerade fully-random
   }}
+  chain filter-prerouting {{
+    type filter hook prerouting priority -110;
+    ct state new jump firewall
+  }}
   chain filter-input {{
     type filter hook input priority -110;
     ct state new jump refusals
@@ -428,6 +458,7 @@ table {word} kube-proxy {{
   }}
   chain filter-output {{
     type filter hook output priority -110;
+    ct state new jump firewall
     ct state new jump refusals
   }}
 }}
@@ -558,6 +589,11 @@ mod tests {
         dns.key.name = "dns".into();
         dns.cluster_ips = vec!["10.96.0.10".parse().unwrap()];
         dns.ports[0].protocol = Protocol::Udp;
+        let balanced = ServiceFacts {
+            balancer_ips: vec!["192.0.2.2".parse().unwrap()],
+            source_ranges: vec![SourceRange { address: "198.51.100.0".parse().unwrap(), prefix: 24 }],
+            ..service()
+        };
         let (one, two) = (("10.0.0.1", "here", true, true), ("10.0.0.2", "there", true, true));
         let mut table = Table::new(Family::Ip, vec!["10.244.0.0/16".into()]);
         let mut programs = vec![table.whole()];
@@ -567,6 +603,7 @@ mod tests {
             (&dns, vec![one, two]),
             (&sticky, vec![one, two]),
             (&sticky, vec![two]),
+            (&balanced, vec![one]),
             (&web, vec![one, two]),
         ] {
             programs.push(table.change(changes(service, fragment(service, &endpoints))));

@@ -24,6 +24,9 @@ use crate::nftables::{self, Family, Fragment, Table};
 
 /// A refused transaction is tried again, whole, after this time.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is seen to that nobody has removed the rules (upstream's syncPeriod): `nft flush ruleset`, with which
+/// many a firewall starts, takes all tables with it.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// Why rules could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -87,11 +90,20 @@ impl Proxy {
         };
         let mut batch = Vec::new();
         let mut failed = false;
+        let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 received = inputs.recv_many(&mut batch, 4096) => if received == 0 { return },
                 () = tokio::time::sleep(RETRY), if failed => {}
+                _ = looks.tick(), if !state.whole => {
+                    if tables_are_there().await {
+                        continue;
+                    }
+                    tracing::warn!("the rules are gone; writing all of them again");
+                    state.whole = true;
+                }
             }
             for input in batch.drain(..) {
                 match input {
@@ -228,6 +240,17 @@ async fn nft(program: &str) -> Result<(), WriteError> {
         return Ok(());
     }
     Err(WriteError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Whether the kernel has the tables. If nft does not even run, writing would not help either.
+async fn tables_are_there() -> bool {
+    for family in Family::ALL {
+        let output = Command::new("nft").args(Table::presence(family)).output().await;
+        if output.is_ok_and(|output| !output.status.success()) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Removes the tables of both families.
