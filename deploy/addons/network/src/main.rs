@@ -18,6 +18,9 @@ use kube::runtime::watcher::{self, Event};
 /// A failed write (a route whose link is not up yet, say) is tried again after this time even if no
 /// node changes.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often everything is seen to again: a firewall that starts flushes our table, a link that comes up anew has lost
+/// its routes.
+const LOOK: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 #[command(about = "The pod network of one host")]
@@ -81,8 +84,16 @@ async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
     let watcher = watcher::watcher(kube::Api::<Node>::all(client), watcher::Config::default());
     let mut events = watcher.default_backoff().boxed();
     let mut pending = false;
+    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            _ = looks.tick() => {
+                pending = true;
+                if let Err(error) = masquerade::ensure(cluster_range).await {
+                    tracing::warn!("masquerading: {error}");
+                }
+            }
             () = cancel.cancelled() => return Ok(()),
             ended = &mut endpoints => { ended??; return Ok(()) }
             () = tokio::time::sleep(RETRY), if pending => {}
