@@ -89,6 +89,7 @@ async fn what_is_refused_and_how() {
     check("GET", &format!("{MAPS}/x"), &[], "", 404, r#"configmaps "x" not found"#).await;
     check("POST", &format!("{MAPS}/x"), json, "{}", 405, "does not allow this method").await;
     check("PUT", MAPS, &[], "{}", 405, "does not allow this method").await;
+    check("GET", "/api/v1/namespaces/default/finalize", &[], "", 405, "does not allow this method").await;
     check("POST", MAPS, json, "{", 400, "parse error: unexpected end of JSON input ({)").await;
     check("POST", MAPS, json, "", 400, "unrecognized (must be of type ConfigMap)").await;
     check("GET", &format!("{MAPS}?resourceVersion=5&continue=x"), &[], "", 400, "not allowed when using")
@@ -317,6 +318,11 @@ async fn deletion_waits_for_finalizers() {
     assert_eq!(cluster.send(User::Admin, "DELETE", &path, &[], &uid).await.code, 409);
     let pending = cluster.delete(&path).await.ok();
     assert!(pending["metadata"]["deletionTimestamp"].is_string());
+    let again = cluster.post(MAPS, &map("a", json!({}))).await;
+    assert_eq!(
+        (again.code, again.message().as_str()),
+        (409, r#"object is being deleted: configmaps "a" already exists"#)
+    );
     let added = cluster
         .patch(
             &path,
@@ -556,6 +562,16 @@ async fn health_metrics_and_a_drain() {
     let metrics = cluster.get("/metrics").await;
     let text = String::from_utf8_lossy(&metrics.bytes);
     assert!(text.contains("apiserver_request_duration_seconds_bucket"), "{text}");
+    let components = cluster.get("/api/v1/componentstatuses").await;
+    assert_eq!(components.headers["warning"], "299 - \"v1 ComponentStatus is deprecated in v1.19+\"");
+    let etcd = components.ok()["items"][2].clone();
+    assert_eq!(
+        (&etcd["metadata"]["name"], &etcd["conditions"][0]["message"]),
+        (&json!("etcd-0"), &json!("ok"))
+    );
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = cluster.send(User::Admin, "GET", "/api/v1/componentstatuses/etcd-0", &accept, "").await.ok();
+    assert_eq!(table["rows"][0]["cells"], json!(["etcd-0", "Healthy", "ok", ""]));
     let groups = cluster.get("/apis").await;
     let etag = groups.headers["etag"].to_str().unwrap();
     let unchanged = cluster.send(User::Admin, "GET", "/apis", &[("if-none-match", etag)], "").await;

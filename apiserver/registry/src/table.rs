@@ -7,6 +7,7 @@ use crate::{
 
 static KINDS: &[Kind] = &[
     core::BINDING.kind(),
+    core::COMPONENT_STATUS.kind(),
     core::CONFIG_MAP.kind(),
     core::ENDPOINTS.kind(),
     core::EVENT.kind(),

@@ -4,6 +4,7 @@
 //! the verb's module; every `Err(Status)` becomes a response here and nowhere else.
 
 mod binding;
+mod componentstatus;
 mod delete;
 mod eviction;
 mod nonresource;
@@ -131,17 +132,27 @@ async fn dispatch(server: &Arc<Server>, exchange: Exchange) -> Result<Response, 
 impl Call {
     async fn serve(self) -> Result<Response, Status> {
         if self.served.resource.is_none() {
-            return reviews::serve(&self).await;
+            return match self.verb.as_str() {
+                "get" | "list" if self.served.is("", "componentstatuses") => {
+                    componentstatus::serve(&self).await
+                }
+                _ => reviews::serve(&self).await,
+            };
         }
-        match self.path.subresource.as_str() {
+        let subresource = self.path.subresource.as_str();
+        if let Some(served) = self.served.kind.resource.subresource(subresource)
+            && !served.verbs.iter().any(|verb| verb.as_str() == self.verb)
+        {
+            return Err(Status::method_not_allowed());
+        }
+        match subresource {
             "" => self.main().await,
             "scale" => scale::serve(&self).await,
             "binding" => binding::serve(&self, &self.path.name).await,
             "eviction" => eviction::serve(&self).await,
             "token" => token::serve(&self).await,
             // These write the object itself, each within its own scope.
-            "status" | "finalize" | "ephemeralcontainers" | "resize" | "approval" => match self.verb.as_str()
-            {
+            "status" | "finalize" | "ephemeralcontainers" | "resize" => match self.verb.as_str() {
                 "get" => read::get(&self).await,
                 "update" => write::update(&self).await,
                 "patch" => patch::serve(&self).await,

@@ -114,8 +114,12 @@ impl Write<'_> {
         let ttl = self.server.ttl_of(self.served);
         match resource.create(key, object, ttl).await {
             Ok(stored) => Ok(Outcome::Stored(stored)),
-            Err(Error::AlreadyExists { .. }) => {
-                Err((Status::already_exists(qualified, name), Failure::NameTaken))
+            Err(Error::AlreadyExists { current, .. }) => {
+                let status = Status::already_exists(qualified, name);
+                let leaving = metadata::is_deleting(&current.value());
+                let message =
+                    if leaving { "object is being deleted: " } else { "" }.to_owned() + &status.message;
+                Err((status.with_message(message), Failure::NameTaken))
             }
             Err(error) => Err(refused(errors::storage(error, qualified, name))),
         }

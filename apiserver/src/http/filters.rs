@@ -337,8 +337,10 @@ fn authorize(server: &Server, exchange: &Exchange) -> Result<(), Status> {
     let text = |key| if selecting { exchange.query.get(key).unwrap_or_default() } else { "" };
     let fields = crate::generic::selectors::field_requirements(text("fieldSelector"));
     let labels = crate::generic::selectors::label_requirements(text("labelSelector"));
-    // A collection cut down to one name is asked for by that name: nodes may watch single objects only.
-    let selector = text("fieldSelector").parse::<FieldSelector>().unwrap_or_default();
+    // A collection cut down to one name is read by that name: nodes may watch single objects only.
+    let reading = matches!(info.verb.as_str(), "list" | "watch");
+    let selector = if reading { text("fieldSelector") } else { "" };
+    let selector = selector.parse::<FieldSelector>().unwrap_or_default();
     let selected = selector.required("metadata.name").unwrap_or_default();
     decide(
         server,

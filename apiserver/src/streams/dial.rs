@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use http_body_util::BodyExt;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use keelson_component_base::tls;
@@ -13,7 +14,10 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::{config::Config, http::body::Body};
+use crate::{
+    config::Config,
+    http::body::{self, Body},
+};
 
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -132,6 +136,27 @@ impl Kubelet {
         tokio::time::timeout(CONNECT, work)
             .await
             .unwrap_or_else(|_| Err(DialError::Timeout { address: address.clone() }))
+    }
+
+    /// What a daemon on this host says of its health; an error is what it says if it is not well, or why it was not
+    /// reached.
+    pub async fn healthz(&self, port: u16) -> Result<String, String> {
+        /// More than a daemon says.
+        const LENGTH: usize = 4096;
+        let work = async {
+            let mut sender =
+                self.connect(Scheme::Https, "127.0.0.1", port).await.map_err(|error| error.to_string())?;
+            let request =
+                http::Request::get("/healthz").header(http::header::HOST, format!("127.0.0.1:{port}"));
+            let request = request.body(body::empty()).map_err(|error| error.to_string())?;
+            let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            let well = answer.status().is_success();
+            let body = http_body_util::Limited::new(answer.into_body(), LENGTH);
+            let bytes = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if well { Ok(text) } else { Err(text) }
+        };
+        tokio::time::timeout(CONNECT, work).await.unwrap_or_else(|_| Err("it did not answer in time".into()))
     }
 
     async fn handshake<T>(&self, io: TokioIo<T>, address: &str) -> Result<SendRequest<Body>, DialError>

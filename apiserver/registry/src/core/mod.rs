@@ -1,6 +1,7 @@
 //! Kinds of the core group, `v1`.
 
 mod claim;
+mod componentstatus;
 mod configmap;
 mod endpoints;
 mod event;
@@ -14,6 +15,7 @@ mod service;
 mod serviceaccount;
 
 pub(crate) use claim::{CLAIM, VOLUME, claim_spec, default_claim_spec};
+pub(crate) use componentstatus::KIND as COMPONENT_STATUS;
 pub(crate) use configmap::KIND as CONFIG_MAP;
 pub(crate) use endpoints::KIND as ENDPOINTS;
 pub(crate) use event::{CORE as EVENT, EVENTS as EVENTS_EVENT};
