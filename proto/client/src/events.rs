@@ -27,6 +27,8 @@ const SIMILAR_WINDOW: Duration = Duration::from_secs(600);
 const BURST: f64 = 25.0;
 const REFILL_SECONDS: f64 = 300.0;
 const MAX_REMEMBERED: usize = 4096;
+/// The API server forgets events after this time: there is nothing left to count on then.
+const EVENT_LIFE: Duration = Duration::from_secs(3600);
 
 /// Whether an event tells of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -159,6 +161,7 @@ struct Correlator {
     similar: HashMap<Group, Similar>,
     known: HashMap<(Group, String), Known>,
     budgets: HashMap<ObjectKey, Budget>,
+    tidied: Option<Instant>,
 }
 
 impl Correlator {
@@ -208,16 +211,36 @@ impl Correlator {
         self.known.insert((group, key), Known { name, count: 1, last: now });
     }
 
+    /// Forgets what can make no difference any more, and gives its memory back: much may have happened once.
+    fn tidy(&mut self, now: Instant) {
+        let age = |at: Instant| now.saturating_duration_since(at);
+        self.similar.retain(|_, similar| age(similar.last) < SIMILAR_WINDOW);
+        self.known.retain(|_, known| age(known.last) < EVENT_LIFE);
+        self.budgets
+            .retain(|_, budget| budget.tokens + age(budget.updated).as_secs_f64() / REFILL_SECONDS < BURST);
+        self.similar.shrink_to_fit();
+        self.known.shrink_to_fit();
+        self.budgets.shrink_to_fit();
+        self.tidied = Some(now);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.similar.is_empty() && self.known.is_empty() && self.budgets.is_empty()
+    }
+
     fn forget_old(&mut self, now: Instant) {
-        let recent = |at: Instant| now.saturating_duration_since(at) < SIMILAR_WINDOW;
+        let age = |at: Instant| now.saturating_duration_since(at);
+        if age(*self.tidied.get_or_insert(now)) > SIMILAR_WINDOW {
+            self.tidy(now);
+        }
         if self.similar.len() > MAX_REMEMBERED {
-            self.similar.retain(|_, similar| recent(similar.last));
+            self.similar.retain(|_, similar| age(similar.last) < SIMILAR_WINDOW);
         }
         if self.known.len() > MAX_REMEMBERED {
-            self.known.retain(|_, known| recent(known.last));
+            self.known.retain(|_, known| age(known.last) < SIMILAR_WINDOW);
         }
         if self.budgets.len() > MAX_REMEMBERED {
-            self.budgets.retain(|_, budget| recent(budget.updated));
+            self.budgets.retain(|_, budget| age(budget.updated) < SIMILAR_WINDOW);
         }
         // All of them recent: start afresh, rather than grow with the cluster.
         if self.similar.len().max(self.known.len()).max(self.budgets.len()) > 2 * MAX_REMEMBERED {
@@ -235,7 +258,16 @@ struct Sender {
 
 impl Sender {
     async fn run(mut self, mut occurrences: mpsc::Receiver<Occurrence>) {
-        while let Some(occurrence) = occurrences.recv().await {
+        loop {
+            let received = match tokio::time::timeout(SIMILAR_WINDOW, occurrences.recv()).await {
+                Ok(received) => received,
+                Err(_) => {
+                    self.correlator.tidy(Instant::now());
+                    // With nothing left to forget there is nothing to wake up for.
+                    if self.correlator.is_empty() { occurrences.recv().await } else { continue }
+                }
+            };
+            let Some(occurrence) = received else { return };
             let group = Group {
                 object: ObjectKey::new(&occurrence.object),
                 kind: occurrence.kind,
@@ -368,6 +400,20 @@ mod tests {
         assert_eq!(sent(&mut correlator, "a", now), 25);
         assert_eq!(sent(&mut correlator, "b", now), 25);
         assert_eq!(sent(&mut correlator, "a", now + Duration::from_secs(601)), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_long_past_is_forgotten() {
+        let mut correlator = Correlator::default();
+        let start = Instant::now();
+        for number in 0..100 {
+            deliver(&mut correlator, &group(&format!("pod-{number}")), "Created", start);
+        }
+        correlator.tidy(start + Duration::from_secs(700));
+        // It can still be counted on the event that was sent, so that is remembered.
+        assert_eq!((correlator.similar.len(), correlator.known.len(), correlator.budgets.len()), (0, 100, 0));
+        correlator.tidy(start + EVENT_LIFE);
+        assert!(correlator.is_empty() && correlator.known.capacity() == 0);
     }
 
     /// Records what the API server is asked; an event that was patched once is gone afterwards.

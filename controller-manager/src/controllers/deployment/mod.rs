@@ -118,7 +118,9 @@ impl Work<'_> {
         let deployment = rollout.deployment;
         let now = Timestamp::now();
         if deleting {
-            return self.finish(deployment, status::counts(&rollout, now), None, now).await;
+            self.finish(deployment, status::counts(&rollout, now), None, now).await?;
+            // It has no deadline to meet any more.
+            return Ok(None);
         }
         if let Some(paused) = status::pause(deployment, now) {
             // The watch brings the next look.

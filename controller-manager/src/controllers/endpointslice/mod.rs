@@ -130,7 +130,10 @@ impl Slices {
         let mut cached = self.slices.indexed(BY_SERVICE, key.to_string());
         cached.retain(|slice| service_of(slice).is_some());
         // A Service that is gone leaves its slices to the garbage collector.
-        let Some(service) = self.services.get(&key.namespace, &key.name) else { return Ok(None) };
+        let Some(service) = self.services.get(&key.namespace, &key.name) else {
+            self.written.0.lock().remove(&key);
+            return Ok(None);
+        };
         if service.selector.is_none() || service.external || service.meta.deleting {
             return Ok(None);
         }
