@@ -41,6 +41,9 @@ const RESERVE: u64 = 64 << 20;
 /// Pause before a member without a leader asks again whether it may serve.
 const READY_RETRY: Duration = Duration::from_millis(50);
 const SPACE_CHECK: Duration = Duration::from_secs(2);
+/// Where not much is free, it may be gone sooner.
+const SPACE_CHECK_SOON: Duration = Duration::from_millis(200);
+const SPACE_SOON: u64 = 1 << 30;
 /// How long a leader that stops waits for another one to take over.
 const HANDOVER: Duration = Duration::from_secs(1);
 
@@ -251,9 +254,10 @@ async fn watch_space(
                 tracing::info!(size, available, "there is space again: writes are accepted");
             }
         }
+        let pause = if available < SPACE_SOON { SPACE_CHECK_SOON } else { SPACE_CHECK };
         tokio::select! {
             () = stopping.cancelled() => return,
-            () = tokio::time::sleep(SPACE_CHECK) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

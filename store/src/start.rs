@@ -57,6 +57,8 @@ struct Trees {
 type Tree = (Loaded, Arc<dyn Backend>);
 
 const TREE: &str = "tree-";
+/// Bytes that have to be free on the disk for the tree to be written: some batches, which go there a little later.
+const TREE_SPACE: u64 = 16 << 20;
 /// Trees are numbered from 1.
 const NO_TREE: u64 = 0;
 
@@ -267,8 +269,11 @@ pub fn start(
     let tree = {
         let (measured, room, failed) = (metrics.clone(), events.clone(), events.clone());
         // The node may be gone: then nobody needs to know.
+        let (disk, place) = (env.disk.clone(), directory.clone());
         values
             .spawn(
+                // An error is not taken for a full disk.
+                move || disk.available(&place).map_or(true, |available| available >= TREE_SPACE),
                 move |took| measured.backend_commit.observe(took.as_secs_f64()),
                 move || drop(room.send(Event::TreeDrained)),
                 move |error| drop(failed.send(Event::TreeFailed(error))),

@@ -27,6 +27,8 @@ const BATCH: u64 = 1 << 20;
 /// Less than this waits a little for more: a tree written in many small batches takes several times the memory and time.
 const EAGER: u64 = 256 << 10;
 const LINGER: Duration = Duration::from_millis(50);
+/// How often a full disk is looked at again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What one applied entry changes.
 #[derive(Default)]
@@ -77,17 +79,19 @@ impl Values {
         })
     }
 
-    /// Starts the drain thread. It measures each batch; `failed` is called once if the tree cannot be written, and then
-    /// no more is; `room` is called when the overlay is full no longer.
+    /// Starts the drain thread. It writes only while `space` says that the disk has some, since a tree that once found
+    /// none has to be opened again; meanwhile the log has everything. It measures each batch; `failed` is called once if
+    /// the tree cannot be written, and then no more is; `room` is called when the overlay is full no longer.
     pub fn spawn(
         self: &Arc<Self>,
+        space: impl Fn() -> bool + Send + 'static,
         measure: impl Fn(Duration) + Send + 'static,
         room: impl Fn() + Send + 'static,
         failed: impl Fn(BackendError) + Send + 'static,
     ) -> io::Result<thread::JoinHandle<()>> {
         let values = self.clone();
         thread::Builder::new().name("tree".into()).stack_size(512 << 10).spawn(move || {
-            if let Err(error) = values.drain(&measure, &room) {
+            if let Err(error) = values.drain(&space, &measure, &room) {
                 values.failed.store(true, Ordering::Relaxed);
                 values.queue.lock().failed = Some(error.to_string());
                 values.done.notify_all();
@@ -236,14 +240,36 @@ impl Values {
         self.done.notify_all();
     }
 
-    fn drain(&self, measure: &dyn Fn(Duration), room: &dyn Fn()) -> Result<(), BackendError> {
+    fn drain(
+        &self,
+        space: &dyn Fn() -> bool,
+        measure: &dyn Fn(Duration),
+        room: &dyn Fn(),
+    ) -> Result<(), BackendError> {
+        let mut short = false;
         loop {
             let mut queue = self.queue.lock();
-            while queue.sealed.is_empty() {
+            loop {
+                let idle = queue.sealed.is_empty();
+                if !idle && space() {
+                    break;
+                }
                 if queue.closed {
                     return Ok(());
                 }
-                self.work.wait(&mut queue);
+                if idle {
+                    self.work.wait(&mut queue);
+                    continue;
+                }
+                if !std::mem::replace(&mut short, true) {
+                    tracing::error!(
+                        "no space for the tree of values: free disk space, it waits until there is"
+                    );
+                }
+                self.work.wait_for(&mut queue, RETRY);
+            }
+            if std::mem::take(&mut short) {
+                tracing::info!("there is space for the tree of values again");
             }
             if queue.sealed_bytes < EAGER && queue.waiting == 0 && !queue.closed {
                 self.work.wait_for(&mut queue, LINGER);

@@ -75,7 +75,7 @@ fn a_second_snapshot_writes_only_what_is_new() {
 fn what_was_deleted_and_compacted_between_two_snapshots_stays_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let store = store();
-    store.values.spawn(|_| {}, || {}, |error| panic!("{error}")).unwrap();
+    store.values.spawn(|| true, |_| {}, || {}, |error| panic!("{error}")).unwrap();
     let mut snapshots = open(directory.path()).unwrap();
     for key in ["gone", "stays"] {
         put(&store, key, "1");

@@ -16,7 +16,7 @@ fn clients(members: &[Member]) -> Vec<Client> {
 }
 
 /// Waits until all members have the same state.
-async fn agree(members: &[Member]) -> (i64, u32) {
+pub async fn agree(members: &[Member]) -> (i64, u32) {
     eventually("all members agree", || async {
         let mut hashes = BTreeSet::new();
         for member in members {

@@ -7,10 +7,11 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use keelson_proto::etcd::etcdserverpb::DeleteRangeRequest;
+use keelson_proto::etcd::etcdserverpb::{DeleteRangeRequest, MoveLeaderRequest};
 
+use crate::cluster::agree;
 use crate::durability::{Load, assert_holds};
-use crate::harness::{self, Client, Member, eventually, files};
+use crate::harness::{self, Client, Member, eventually, files, leader};
 
 /// A file system of a given size, in MiB.
 struct Tmpfs(PathBuf);
@@ -120,9 +121,9 @@ async fn a_disk_that_fills_up_under_load() {
     assert_eq!(client.hash().await.unwrap(), hash);
 }
 
-/// Long before the disk is full, and without a restart when it no longer is.
+/// Writes are refused long before the disk is full, and nothing needs a restart when it no longer is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_is_nearly_full_refuses_writes_for_the_time() {
+async fn a_disk_that_fills_up_slowly() {
     let (mut member, disk) = member_on_small_disk().await;
     let client = member.client();
     client.put("before", "x").await.unwrap();
@@ -130,7 +131,49 @@ async fn a_disk_that_is_nearly_full_refuses_writes_for_the_time() {
     let error = eventually("it is noticed", || async { client.put("refused", "x").await.err() }).await;
     assert_eq!(error.message(), "etcdserver: mvcc: database space exceeded");
     assert_eq!(client.get("before").await.unwrap().unwrap(), b"x", "reads go on");
+    disk.fill(0);
+    write_until_nothing_is_accepted(&client).await;
+    assert_eq!(client.get("before").await.unwrap().unwrap(), b"x", "reads still go on");
+    assert!(member.log().contains("no space left for the write-ahead log"));
     disk.empty();
     eventually("writes are accepted", || async { client.put("after", "x").await.ok() }).await;
+    let hash = client.hash().await.unwrap();
+    assert!(member.runs(), "it was never started again");
     assert!(member.stop().success());
+    member.start();
+    member.ready().await;
+    assert_eq!(client.hash().await.unwrap(), hash);
+}
+
+/// It could only hold in memory what the others commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_on_a_full_disk_hands_over() {
+    let mut members = harness::members(3);
+    let disk = Tmpfs::mount(&members[0].data(), 160);
+    for member in &mut members {
+        member.start();
+    }
+    for member in &members {
+        member.ready().await;
+    }
+    let target_id = members[0].client().status().await.unwrap().header.unwrap().member_id;
+    let first = leader(&members).await;
+    if first != 0 {
+        let mut maintenance = members[first].client().maintenance;
+        maintenance.move_leader(MoveLeaderRequest { target_id }).await.unwrap();
+    }
+    disk.fill(0);
+    let client = members[1].client();
+    let mut serial = 0;
+    while client.status().await.unwrap().leader == target_id {
+        serial += 1;
+        assert!(serial < 100, "it still leads");
+        // What its log has no room for is answered late or not at all.
+        let _ = client.put(&format!("k{serial}"), vec![7; 1 << 20]).await;
+    }
+    assert!(members[0].log().contains("no space left for the write-ahead log"));
+    eventually("the others go on", || async { client.put("after", "x").await.ok() }).await;
+    assert!(members[0].runs());
+    disk.empty();
+    agree(&members).await;
 }
