@@ -17,6 +17,13 @@ use crate::{
 
 /// What the node can give to pods.
 pub fn allocatable(kubelet: &Kubelet) -> Amounts {
+    let limit = pods_limit(kubelet);
+    let eviction = crate::eviction::memory_threshold(&kubelet.config, kubelet.capacity.memory);
+    Amounts { memory: (limit.memory - eviction).max(0), ..limit }
+}
+
+/// What all pods together may use before the kernel stops them: eviction comes before that.
+pub fn pods_limit(kubelet: &Kubelet) -> Amounts {
     let reserved = |name: &str,
                     of: fn(&k8s_openapi::apimachinery::pkg::api::resource::Quantity) -> Option<i64>|
      -> i64 {
@@ -28,11 +35,7 @@ pub fn allocatable(kubelet: &Kubelet) -> Amounts {
     };
     let cpu = reserved("cpu", crate::pod::resources::milli);
     let memory = reserved("memory", crate::pod::resources::units);
-    let eviction = crate::eviction::memory_threshold(&kubelet.config, kubelet.capacity.memory);
-    Amounts {
-        cpu: (kubelet.capacity.cpu - cpu).max(0),
-        memory: (kubelet.capacity.memory - memory - eviction).max(0),
-    }
+    Amounts { cpu: (kubelet.capacity.cpu - cpu).max(0), memory: (kubelet.capacity.memory - memory).max(0) }
 }
 
 /// Lets the pod run beside the others, or says why not.

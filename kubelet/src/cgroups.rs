@@ -89,7 +89,7 @@ impl Cgroups {
         }
     }
 
-    /// Makes `kubepods` and the QoS classes; limits are the node's allocatable amounts.
+    /// Makes `kubepods` and the QoS classes; `allocatable` is what all pods together may use, zero for no limit.
     pub fn prepare(&self, allocatable: resources::Amounts) -> io::Result<()> {
         let whole =
             PodLimits { shares: resources::shares(allocatable.cpu), quota: 0, memory: allocatable.memory };
@@ -110,15 +110,24 @@ impl Cgroups {
         self.make(&self.pod(uid, qos), limits)
     }
 
-    /// Removes the pod's cgroup; false if something still runs in it.
+    /// Removes the cgroup of a pod whose containers have ended; false if something still runs in it. That is killed:
+    /// what has outlived its container would keep the pod for ever.
     pub fn remove_pod(&self, uid: &str) -> bool {
         let mut gone = true;
         for qos in [resources::GUARANTEED, resources::BURSTABLE, resources::BEST_EFFORT] {
             for directory in self.everywhere(&self.pod(uid, qos)) {
-                gone &= remove_tree(&directory);
+                if !remove_tree(&directory) {
+                    kill_tree(&directory);
+                    gone = false;
+                }
             }
         }
         gone
+    }
+
+    /// Whether the kernel accounts for swap: a container can then be kept from it (v2 only).
+    pub fn has_swap(&self) -> bool {
+        self.version == Version::V2 && self.mount.join(&self.base).join("memory.swap.max").exists()
     }
 
     /// Uids of the pods that have a cgroup.
@@ -223,9 +232,47 @@ fn remove_tree(directory: &Path) -> bool {
     }
 }
 
+/// Kills every process of a cgroup and those below it.
+fn kill_tree(directory: &Path) {
+    // One write does it on v2 from Linux 5.14 on.
+    if fs::OpenOptions::new().write(true).open(directory.join("cgroup.kill")).is_ok_and(|mut file| {
+        use io::Write as _;
+        file.write_all(b"1").is_ok()
+    }) {
+        return;
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_tree(&entry.path());
+        }
+    }
+    let processes = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    // Zero is a process of another PID namespace, which cannot be named from here.
+    for pid in processes.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 1) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_outlives_its_container_is_killed() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let tree = tempfile::tempdir().unwrap();
+        let container = tree.path().join("cpu/kubepods/podu/container");
+        fs::create_dir_all(&container).unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        // A file keeps the directory from being removed, as a process does with a cgroup.
+        fs::write(container.join("cgroup.procs"), format!("0\n{}\n", child.id())).unwrap();
+        let groups = Cgroups::at(tree.path(), "");
+        assert!(!groups.remove_pod("u"));
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        fs::remove_file(container.join("cgroup.procs")).unwrap();
+        assert!(groups.remove_pod("u"));
+    }
 
     #[test]
     fn both_versions() {

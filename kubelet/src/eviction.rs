@@ -3,6 +3,8 @@
 //! Signals: memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree,
 //! pid.available. Under pressure one pod is ended at a time: those that use more than they asked for first.
 
+mod local_storage;
+
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -154,6 +156,7 @@ pub async fn run(
     // The pod that was ended last: what it gives back is waited for.
     let mut last: Option<(String, Instant)> = None;
     loop {
+        local_storage::enforce(&kubelet, &pods).await;
         let mut found = self::pressures(&thresholds, &observe(&kubelet).await);
         for (pressure, message) in &found {
             pressures.0.lock().insert(*pressure, Instant::now());

@@ -31,11 +31,14 @@ const HOUSEKEEPING: Duration = Duration::from_secs(2);
 /// A pod beside its worker.
 struct Entry {
     handle: Handle,
+    /// Grows from one pod to the next.
+    serial: u64,
 }
 
 #[derive(Default)]
 struct Table {
     entries: HashMap<String, Entry>,
+    last_serial: u64,
     /// Sources that have listed all of their pods.
     ready: HashSet<&'static str>,
     /// Mirror pods of the API server by namespace and name: uid and hash.
@@ -49,6 +52,8 @@ pub struct Pods {
     mirrors: Option<Mirrors>,
     table: Mutex<Table>,
     sources: Vec<&'static str>,
+    /// A pod is gone from this node.
+    ended: tokio::sync::watch::Sender<()>,
 }
 
 /// Names of the sources.
@@ -62,7 +67,14 @@ impl Pods {
         mirrors: Option<Mirrors>,
         sources: Vec<&'static str>,
     ) -> Arc<Self> {
-        Arc::new(Self { kubelet, runtime_events, mirrors, table: Mutex::default(), sources })
+        Arc::new(Self {
+            kubelet,
+            runtime_events,
+            mirrors,
+            table: Mutex::default(),
+            sources,
+            ended: Default::default(),
+        })
     }
 
     /// The source has listed everything it wants.
@@ -124,16 +136,42 @@ impl Pods {
                 let message = format!("Pod was rejected: {}", refusal.message);
                 handle.evict.send_replace(Some(End::from(Waiting { message, ..refusal })));
             }
-            table.entries.insert(uid.clone(), Entry { handle });
-            let this = self.clone();
+            table.last_serial += 1;
+            let serial = table.last_serial;
+            table.entries.insert(uid.clone(), Entry { handle, serial });
+            let (this, key) = (self.clone(), key.clone());
             tokio::spawn(async move {
+                if source == Source::File {
+                    this.predecessors_ended(&key, serial).await;
+                }
                 worker.run().await;
                 this.table.lock().entries.remove(&uid);
+                this.ended.send_replace(());
             });
         }
         drop(table);
         if source == Source::File {
             self.refresh_mirror(&key);
+        }
+    }
+
+    /// Waits until no earlier static pod of that name is left: an edited manifest is another pod, and the two would
+    /// fight for the same ports and directories.
+    async fn predecessors_ended(&self, key: &(String, String), serial: u64) {
+        let mut ended = self.ended.subscribe();
+        let earlier = |entry: &Entry| {
+            let desired = entry.handle.desired.borrow();
+            let metadata = &desired.pod.metadata;
+            entry.serial < serial
+                && desired.source == Source::File
+                && metadata.namespace.as_ref() == Some(&key.0)
+                && metadata.name.as_ref() == Some(&key.1)
+        };
+        while self.table.lock().entries.values().any(earlier) {
+            // The sender is this table's own.
+            if ended.changed().await.is_err() {
+                return;
+            }
         }
     }
 

@@ -99,7 +99,11 @@ pub async fn run(flags: Flags) -> Result<(), RunError> {
     let addresses = if flags.node_ip.is_empty() { default_addresses().await } else { flags.node_ip.clone() };
     let (kubelet, pods_slot) =
         build(&config, client.clone(), runtime, metrics, cgroups, &hostname, root, &addresses)?;
-    kubelet.cgroups.prepare(crate::admission::allocatable(&kubelet)).map_err(RunError::Cgroups)?;
+    let mut limit = crate::admission::pods_limit(&kubelet);
+    if !config.enforce_node_allocatable.iter().any(|what| what == "pods") {
+        limit.memory = 0;
+    }
+    kubelet.cgroups.prepare(limit).map_err(RunError::Cgroups)?;
 
     let runtime_events = Arc::new(RuntimeEvents::new(kubelet.runtime.clone(), kubelet.metrics.clone()));
     let mut sources = Vec::new();

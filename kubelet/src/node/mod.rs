@@ -105,10 +105,24 @@ impl NodeReporter {
         }
     }
 
+    /// Runtime and kubelet must name cgroups alike, or no container starts.
+    async fn check_cgroup_driver(&self) {
+        // Runtimes before containerd 1.7 do not tell.
+        if let Ok(response) = self.kubelet.runtime.runtime_config(cri::RuntimeConfigRequest {}).await
+            && response.linux.is_some_and(|linux| linux.cgroup_driver() == cri::CgroupDriver::Systemd)
+        {
+            tracing::warn!(
+                "the container runtime's cgroup driver is systemd, and this kubelet has only cgroupfs \
+                 (containerd: set SystemdCgroup = false)"
+            );
+        }
+    }
+
     /// Registers and reports until cancelled.
     pub async fn run(self: Arc<Self>, client: Client, cancel: CancellationToken) {
         let nodes: Api<Node> = Api::all(client.clone());
         let info = self.system_info().await;
+        self.check_cgroup_driver().await;
         if self.register {
             tokio::select! {
                 () = self.register(&nodes, &info) => {}

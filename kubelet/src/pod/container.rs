@@ -21,6 +21,8 @@ pub struct ContainerInputs<'a> {
     pub root: &'a std::path::Path,
     /// Cgroup v2's `cpu.weight` and friends are the runtime's business, except memory.oom.group.
     pub cgroup_v2: bool,
+    /// Whether the kernel can keep a container from swap: upstream's default (NoSwap) does.
+    pub swap: bool,
     /// Id of the container whose processes an ephemeral container sees.
     pub target: Option<String>,
 }
@@ -50,6 +52,9 @@ pub fn config(inputs: ContainerInputs<'_>) -> cri::ContainerConfig {
     if inputs.cgroup_v2 {
         // All of a container dies together when it is out of memory.
         linux.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
+    if inputs.swap {
+        linux.unified.insert("memory.swap.max".to_owned(), "0".to_owned());
     }
     cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata {

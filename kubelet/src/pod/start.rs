@@ -118,6 +118,7 @@ pub async fn container(
         cfs_quota: kubelet.config.cpu_cfs_quota,
         root: &kubelet.root,
         cgroup_v2: kubelet.cgroups.version() == crate::cgroups::Version::V2,
+        swap: kubelet.cgroups.has_swap(),
         target,
     });
     let request = cri::CreateContainerRequest {

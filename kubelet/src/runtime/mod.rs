@@ -124,6 +124,8 @@ calls! {
     runtime.version(VersionRequest) -> VersionResponse, "version";
     /// Conditions of the runtime and its network.
     runtime.status(StatusRequest) -> StatusResponse, "status";
+    /// How the runtime is configured; not before containerd 1.7.
+    runtime.runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse, "runtime_config";
     /// Tells the runtime the node's pod CIDR.
     runtime.update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse, "update_runtime_config";
     /// Makes and starts a sandbox, its network included.

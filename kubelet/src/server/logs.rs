@@ -204,7 +204,7 @@ async fn send(
     let follow = options.follow;
     let mut changes = if follow { Some(watch(path)?) } else { None };
     let (mut filter, mut pending) = (Filter::new(options), BytesMut::with_capacity(CHUNK));
-    let mut last_look = false;
+    let (mut last_look, mut successor) = (false, None);
     loop {
         pending.reserve(CHUNK);
         if file.read_buf(&mut pending).await? > 0 {
@@ -219,11 +219,14 @@ async fn send(
             continue;
         }
         let Some(changes) = &mut changes else { return Ok(()) };
-        // The file may have been rotated: its successor starts at its beginning.
-        if let (Ok(now), Ok(ours)) = (tokio::fs::metadata(path).await, file.metadata().await)
-            && now.ino() != ours.ino()
-        {
-            file = File::open(path).await?;
+        // The file was rotated, and what was written to it before that has been read.
+        if let Some(next) = successor.take() {
+            file = next;
+            continue;
+        }
+        if let Some(next) = rotated(path, &file).await {
+            // Once there is a successor nothing more is written to this one: it is read to its end first.
+            successor = Some(next);
             continue;
         }
         if last_look {
@@ -238,6 +241,13 @@ async fn send(
             last_look = !running(runtime, id).await;
         }
     }
+}
+
+/// The file that has taken this one's name, if one has.
+async fn rotated(path: &Path, current: &File) -> Option<File> {
+    let next = File::open(path).await.ok()?;
+    let (new, ours) = (next.metadata().await.ok()?, current.metadata().await.ok()?);
+    (new.ino() != ours.ino()).then_some(next)
 }
 
 fn take_lines(pending: &mut BytesMut, filter: &mut Filter, out: &mut Vec<u8>) -> bool {
@@ -286,6 +296,21 @@ mod tests {
         check("limitBytes=0", None);
         check("sinceTime=yesterday", None);
         check("sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z", None);
+    }
+
+    #[tokio::test]
+    async fn a_rotated_log_has_a_successor_once_the_runtime_wrote_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        std::fs::write(&path, "old").unwrap();
+        let current = open(&path, None).await.unwrap();
+        assert!(rotated(&path, &current).await.is_none());
+        std::fs::rename(&path, directory.path().join("log.1")).unwrap();
+        assert!(rotated(&path, &current).await.is_none());
+        std::fs::write(&path, "new").unwrap();
+        let mut text = String::new();
+        rotated(&path, &current).await.unwrap().read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "new");
     }
 
     #[tokio::test]
