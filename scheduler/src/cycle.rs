@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cache::NodeInfo;
 use crate::framework::{Cycle, Filter, Reason, Score};
+use crate::namespaces::Namespaces;
 use crate::pod::PodInfo;
 
 /// The rules in force, in order.
@@ -42,9 +43,10 @@ pub fn decide(
     profile: &Profile,
     pod: &PodInfo,
     nodes: &[Arc<NodeInfo>],
+    namespaces: &Namespaces,
     tie_break: impl FnOnce(usize) -> usize,
 ) -> Result<Arc<str>, Unschedulable> {
-    let cycle = Cycle { pod, nodes };
+    let cycle = Cycle { pod, nodes, namespaces };
     let filters: Vec<_> =
         profile.filters.iter().filter_map(|filter| Some((filter.name(), filter.prepare(&cycle)?))).collect();
     let mut unschedulable =

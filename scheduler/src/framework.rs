@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::cache::NodeInfo;
+use crate::namespaces::Namespaces;
 use crate::pod::PodInfo;
 
 /// The highest score that a plugin gives a node.
@@ -24,6 +25,7 @@ pub type Check<'a> = Box<dyn Fn(&NodeInfo) -> Verdict + 'a>;
 pub struct Cycle<'a> {
     pub pod: &'a PodInfo,
     pub nodes: &'a [Arc<NodeInfo>],
+    pub namespaces: &'a Namespaces,
 }
 
 /// A rule that refuses nodes.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod cycle;
 pub mod framework;
 pub mod metrics;
+pub mod namespaces;
 pub mod plugins;
 pub mod pod;
 pub mod queue;

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use keelson_client::cache::{self, Event};
 use kube::Api;
+use kube::core::PartialObjectMeta;
 use rand::Rng;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::bind::{BindError, Binder};
 use crate::cache::{Cache, Change, NodeFacts};
 use crate::cycle::{self, Profile};
 use crate::metrics::{Metrics, Outcome};
+use crate::namespaces::{Labels, Namespaces};
 use crate::pod::{self, PodInfo, PodKey, PodState};
 use crate::queue::{Attempt, Queue};
 
@@ -23,6 +25,8 @@ use crate::queue::{Attempt, Queue};
 enum Input {
     Node(Arc<Named<NodeFacts>>),
     NodeGone(String),
+    Namespace(Arc<(String, Labels)>),
+    NamespaceGone(String),
     Pod(PodKey, PodState),
     PodGone(PodKey),
     Synced,
@@ -40,7 +44,7 @@ enum Input {
 type Named<T> = (String, Arc<T>);
 
 /// Number of watches whose first list must be complete before anything is decided.
-const WATCHES: u8 = 2;
+const WATCHES: u8 = 3;
 
 /// Bindings that are under way at once: the API server's places are for everybody.
 const BINDS_AT_ONCE: usize = 100;
@@ -58,10 +62,12 @@ pub struct Scheduler {
 struct Watches {
     _nodes: Arc<cache::Cache<Named<NodeFacts>>>,
     _pods: Arc<cache::Cache<Option<(PodKey, PodState)>>>,
+    _namespaces: Arc<cache::Cache<(String, Labels)>>,
 }
 
 struct State {
     cache: Cache,
+    namespaces: Namespaces,
     queue: Queue,
     synced: u8,
     /// What was last told of each pod that does not fit, so that the same is not written again and again.
@@ -76,6 +82,7 @@ impl Scheduler {
         let _watches = self.watch(&sender);
         let mut state = State {
             cache: Cache::default(),
+            namespaces: Namespaces::default(),
             queue: Queue::default(),
             synced: 0,
             told: HashMap::new(),
@@ -119,6 +126,14 @@ impl Scheduler {
         let unfinished = cache::config().fields("status.phase!=Succeeded,status.phase!=Failed");
         let pods = cache::start(Api::<Pod>::all(client.clone()), unfinished, project, Vec::new());
 
+        let project = |namespace: PartialObjectMeta<Namespace>| {
+            let boxed = |(key, value): (&String, &String)| (key.as_str().into(), value.as_str().into());
+            let labels = namespace.metadata.labels.iter().flatten().map(boxed).collect();
+            (namespace.metadata.name.unwrap_or_default(), labels)
+        };
+        let all = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+        let namespaces = cache::start(all, cache::config(), project, Vec::new());
+
         // A closed channel means that the loop has ended; nobody is left to tell.
         let to_loop = sender.clone();
         nodes.subscribe(move |event| {
@@ -139,13 +154,26 @@ impl Scheduler {
                 let _ = to_loop.send(input);
             }
         });
-        Watches { _nodes: nodes, _pods: pods }
+        let to_loop = sender.clone();
+        namespaces.subscribe(move |event| {
+            let _ = to_loop.send(match event {
+                Event::Applied { new, .. } => Input::Namespace(new.clone()),
+                Event::Deleted(last) => Input::NamespaceGone(last.0.clone()),
+                Event::Synced => Input::Synced,
+            });
+        });
+        Watches { _nodes: nodes, _pods: pods, _namespaces: namespaces }
     }
 
     fn take(&self, state: &mut State, input: Input) {
         let change = match input {
             Input::Node(node) => state.cache.set_node(&node.0, node.1.clone()),
             Input::NodeGone(name) => state.cache.remove_node(&name),
+            Input::Namespace(namespace) => state.namespaces.set(&namespace.0, &namespace.1),
+            Input::NamespaceGone(name) => {
+                state.namespaces.remove(&name);
+                Change::Nothing
+            }
             Input::Pod(key, pod_state) => {
                 let change = state.cache.observe_pod(&key, &pod_state);
                 match pod_state {
@@ -182,8 +210,9 @@ impl Scheduler {
         let started = Instant::now();
         let Attempt { pod, since, .. } = attempt;
         let nodes = state.cache.snapshot();
-        let decision =
-            cycle::decide(&self.profile, &pod, &nodes, |equals| rand::rng().random_range(0..equals));
+        let decision = cycle::decide(&self.profile, &pod, &nodes, &state.namespaces, |equals| {
+            rand::rng().random_range(0..equals)
+        });
         self.metrics.decided(started.elapsed().as_secs_f64());
         match decision {
             Ok(node) => {

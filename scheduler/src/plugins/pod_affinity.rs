@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PodAffinityTerm, WeightedPodAffinityTerm};
+use keelson_objects::labels::Selector;
 
 use crate::cache::NodeInfo;
 use crate::framework::{Check, Cycle, Filter, MAX_SCORE, Score};
+use crate::namespaces::Namespaces;
 use crate::pod::PodInfo;
 use crate::selector::PodSelector;
 
@@ -17,38 +19,39 @@ pub struct InterPodAffinity;
 struct Term<'a> {
     topology_key: &'a str,
     selector: PodSelector,
-    /// Namespaces of the pods meant.
-    namespaces: Vec<&'a str>,
-    all_namespaces: bool,
+    /// Namespaces of the pods meant: those that are named, and those that are selected by their labels.
+    named: Vec<&'a str>,
+    selected: Option<Selector>,
+    labels: &'a Namespaces,
 }
 
 impl<'a> Term<'a> {
-    fn new(owner: &'a PodInfo, term: &'a PodAffinityTerm) -> Self {
+    fn new(owner: &'a PodInfo, term: &'a PodAffinityTerm, labels: &'a Namespaces) -> Self {
         let mut selector = PodSelector::new(term.label_selector.as_ref());
         for key in term.match_label_keys.iter().flatten() {
             if let Some(value) = owner.label(key) {
                 selector = selector.and_equals(key, value);
             }
         }
-        let named: Vec<&str> = term.namespaces.iter().flatten().map(String::as_str).collect();
-        // An empty namespace selector means all namespaces; one with requirements is refused by `unsupported`.
-        let all_namespaces = term.namespace_selector.is_some();
-        let namespaces =
-            if named.is_empty() && !all_namespaces { vec![&*owner.key.namespace] } else { named };
-        Self { topology_key: &term.topology_key, selector, namespaces, all_namespaces }
+        let mut named: Vec<&str> = term.namespaces.iter().flatten().map(String::as_str).collect();
+        // One that the API server would refuse selects nothing.
+        let selected = term.namespace_selector.as_ref();
+        let selected =
+            selected.map(|s| Selector::from_label_selector(Some(s)).unwrap_or_else(|_| Selector::nothing()));
+        if named.is_empty() && selected.is_none() {
+            named.push(&owner.key.namespace);
+        }
+        Self { topology_key: &term.topology_key, selector, named, selected, labels }
     }
 
     fn matches(&self, pod: &PodInfo) -> bool {
-        (self.all_namespaces || self.namespaces.contains(&&*pod.key.namespace)) && self.selector.matches(pod)
+        let namespace = &*pod.key.namespace;
+        let is_meant = || {
+            self.named.contains(&namespace)
+                || self.selected.as_ref().is_some_and(|s| self.labels.is_selected(namespace, s))
+        };
+        self.selector.matches(pod) && is_meant()
     }
-}
-
-/// Whether a term selects namespaces by their labels, which this scheduler does not follow yet.
-fn unsupported(term: &PodAffinityTerm) -> bool {
-    term.namespace_selector.as_ref().is_some_and(|selector| {
-        selector.match_labels.as_ref().is_some_and(|m| !m.is_empty())
-            || selector.match_expressions.as_ref().is_some_and(|e| !e.is_empty())
-    })
 }
 
 fn required_affinity(pod: &PodInfo) -> &[PodAffinityTerm] {
@@ -83,15 +86,9 @@ impl Filter for InterPodAffinity {
     fn prepare<'a>(&self, cycle: &Cycle<'a>) -> Option<Check<'a>> {
         let pod = cycle.pod;
         let (wanted, avoided) = (required_affinity(pod), required_anti_affinity(pod));
-        if wanted.iter().chain(avoided).any(unsupported) {
-            return Some(Box::new(|_| {
-                Err(vec![
-                    "node(s) not considered: namespaceSelector with requirements is not supported".into(),
-                ])
-            }));
-        }
-        let terms =
-            |of: &'a [PodAffinityTerm]| of.iter().map(|term| Term::new(pod, term)).collect::<Vec<_>>();
+        let terms = |of: &'a [PodAffinityTerm]| {
+            of.iter().map(|term| Term::new(pod, term, cycle.namespaces)).collect::<Vec<_>>()
+        };
         let (wanted, avoided) = (terms(wanted), terms(avoided));
         // To be near a pod, that pod must be what all terms ask for; any term is enough to stay away from it.
         let wanted_domains: Vec<HashSet<&'a str>> = wanted
@@ -114,7 +111,7 @@ impl Filter for InterPodAffinity {
             for existing in &node.pods {
                 for term in required_anti_affinity(existing) {
                     if let Some(domain) = node.facts.label(&term.topology_key)
-                        && Term::new(existing, term).matches(pod)
+                        && Term::new(existing, term, cycle.namespaces).matches(pod)
                     {
                         closed.insert((&term.topology_key, domain));
                     }
@@ -170,8 +167,8 @@ impl Score for InterPodAffinity {
             .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
         let mut weights: HashMap<(&str, &str), i64> = HashMap::new();
         let mut weigh = |terms: &'_ [WeightedPodAffinityTerm], sign: i64| {
-            for weighted in terms.iter().filter(|w| !unsupported(&w.pod_affinity_term)) {
-                let term = Term::new(cycle.pod, &weighted.pod_affinity_term);
+            for weighted in terms {
+                let term = Term::new(cycle.pod, &weighted.pod_affinity_term, cycle.namespaces);
                 for node in cycle.nodes {
                     let Some((key, domain)) =
                         node.facts.labels.iter().find(|(k, _)| **k == *term.topology_key)
@@ -194,5 +191,97 @@ impl Score for InterPodAffinity {
             return None;
         }
         Some(raw.into_iter().map(|score| (score - lowest) * MAX_SCORE / (highest - lowest)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Affinity;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cache::NodeFacts;
+    use crate::pod::tests::pod;
+    use crate::pod::{PodKey, Wishes};
+    use crate::resources::Resources;
+
+    /// `namespace/name labels`, as in `prod/a app,tier`; each label has the value `x`.
+    fn labelled(text: &str, affinity: &Value) -> PodInfo {
+        let (place, labels) = text.split_once(' ').unwrap();
+        let (namespace, name) = place.split_once('/').unwrap();
+        let affinity: Option<Affinity> = serde_json::from_value(affinity.clone()).unwrap();
+        PodInfo {
+            key: PodKey { namespace: namespace.into(), name: name.into() },
+            labels: labels.split(',').map(|label| (label.into(), "x".into())).collect(),
+            wishes: Box::new(Wishes { affinity, ..Wishes::default() }),
+            ..pod(name, 0)
+        }
+    }
+
+    fn node(name: &str, pods: &[PodInfo]) -> Arc<NodeInfo> {
+        let labels = [("host".into(), name.into())].into();
+        Arc::new(NodeInfo {
+            name: name.into(),
+            facts: Arc::new(NodeFacts { labels, ..NodeFacts::default() }),
+            pods: pods.iter().cloned().map(Arc::new).collect(),
+            requested: Resources::default(),
+        })
+    }
+
+    fn term(label: &str, more: &Value) -> Value {
+        let mut term = json!({"topologyKey": "host", "labelSelector": {"matchLabels": {label: "x"}}});
+        term.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        term
+    }
+
+    fn wish(kind: &str, terms: &[Value]) -> Value {
+        json!({kind: {"requiredDuringSchedulingIgnoredDuringExecution": terms}})
+    }
+
+    /// Which nodes take `ns/new self`, wishing for `affinity`.
+    fn admitted(affinity: &Value, nodes: &[(&str, &[PodInfo])]) -> String {
+        let mut namespaces = Namespaces::default();
+        namespaces.set("prod", &[("stage".into(), "prod".into())].into());
+        let pod = labelled("ns/new self", affinity);
+        let nodes: Vec<_> = nodes.iter().map(|(name, pods)| node(name, pods)).collect();
+        let check = InterPodAffinity.prepare(&Cycle { pod: &pod, nodes: &nodes, namespaces: &namespaces });
+        let open = nodes.iter().filter(|node| check.as_ref().is_none_or(|check| check(node).is_ok()));
+        open.map(|node| &*node.name).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn near_and_away() {
+        let (none, plain) = (Value::Null, json!({}));
+        let web = |place: &str| [labelled(&format!("{place} app"), &none)];
+        let near = |more: &Value| wish("podAffinity", &[term("app", more)]);
+        let away = |more: &Value| wish("podAntiAffinity", &[term("app", more)]);
+        assert_eq!(admitted(&near(&plain), &[("a", &web("ns/p")), ("b", &[])]), "a");
+        assert_eq!(admitted(&away(&plain), &[("a", &web("ns/p")), ("b", &[])]), "b");
+        // Pods of other namespaces count only when they are meant: by name, by label, or all.
+        let elsewhere = web("prod/p");
+        for (more, expected) in [
+            (json!({}), "a b"),
+            (json!({"namespaces": ["prod"]}), "b"),
+            (json!({"namespaceSelector": {}}), "b"),
+            (json!({"namespaceSelector": {"matchLabels": {"stage": "prod"}}}), "b"),
+            (json!({"namespaceSelector": {"matchLabels": {"stage": "test"}}}), "a b"),
+        ] {
+            assert_eq!(admitted(&away(&more), &[("a", &elsewhere), ("b", &[])]), expected, "{more}");
+        }
+        // Pods that are there keep others away too.
+        let shy = [labelled("ns/shy other", &wish("podAntiAffinity", &[term("self", &plain)]))];
+        assert_eq!(admitted(&none, &[("a", &shy), ("b", &[])]), "b");
+    }
+
+    #[test]
+    fn all_terms_are_about_one_pod() {
+        let plain = json!({});
+        let both = wish("podAffinity", &[term("app", &plain), term("tier", &plain)]);
+        let pods = ["ns/p app", "ns/q tier", "ns/r app,tier"].map(|text| labelled(text, &Value::Null));
+        assert_eq!(admitted(&both, &[("a", &pods[..2]), ("b", &pods[2..])]), "b");
+        assert_eq!(admitted(&both, &[("a", &pods[..2])]), "");
+        // The first of its kind has nobody to be near to.
+        let own = wish("podAffinity", &[term("self", &plain)]);
+        assert_eq!(admitted(&own, &[("a", &[]), ("b", &[])]), "a b");
     }
 }

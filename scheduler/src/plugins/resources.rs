@@ -111,6 +111,7 @@ impl Score for NodeResourcesBalancedAllocation {
 mod tests {
     use super::*;
     use crate::cache::NodeFacts;
+    use crate::namespaces::Namespaces;
     use crate::pod::tests::pod;
     use crate::resources::Resources;
 
@@ -143,7 +144,9 @@ mod tests {
     fn emptier_nodes_score_higher() {
         let nodes = [Arc::new(node(1000, 800, 10)), Arc::new(node(1000, 100, 10))];
         let pod = pod("p", 100);
-        let scores = NodeResourcesFit.score(&Cycle { pod: &pod, nodes: &nodes }, &nodes).unwrap();
+        let scores = NodeResourcesFit
+            .score(&Cycle { pod: &pod, nodes: &nodes, namespaces: &Namespaces::default() }, &nodes)
+            .unwrap();
         assert!(scores[1] > scores[0], "{scores:?}");
     }
 }

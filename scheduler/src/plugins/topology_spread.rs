@@ -168,6 +168,7 @@ mod tests {
 
     use super::*;
     use crate::cache::NodeFacts;
+    use crate::namespaces::Namespaces;
     use crate::pod::Wishes;
     use crate::pod::tests::pod;
     use crate::resources::Resources;
@@ -212,7 +213,7 @@ mod tests {
             let spread = serde_json::from_value(constraints.into()).unwrap();
             let pod = PodInfo { wishes: Box::new(Wishes { spread, ..Wishes::default() }), ..labelled("new") };
             let nodes: Vec<_> = nodes.iter().map(|text| node(text)).collect();
-            let cycle = Cycle { pod: &pod, nodes: &nodes };
+            let cycle = Cycle { pod: &pod, nodes: &nodes, namespaces: &Namespaces::default() };
             let verdict = PodTopologySpread.prepare(&cycle).unwrap();
             assert_eq!(nodes.iter().map(|node| verdict(node).is_ok()).collect::<Vec<_>>(), expected);
         }
