@@ -359,7 +359,6 @@ impl Node {
             if let Some(snapshot) = &write.snapshot {
                 let metadata = snapshot.get_metadata();
                 self.install(metadata.index)?;
-                self.applied_term = metadata.term;
                 self.installed = Some((write.number, metadata.index));
             }
             self.write(write);
@@ -442,6 +441,8 @@ impl Node {
     fn install(&mut self, index: u64) -> Result<(), Stopped> {
         let snapshots = self.parts.snapshots.lock();
         (self.parts.install)(&self.parts.state, &snapshots)?;
+        // It may be a newer one than consensus was told of, and of another term.
+        self.applied_term = snapshots.latest().map_or(0, |latest| snapshot::position(latest).1);
         drop(snapshots);
         tracing::info!(index, applied = self.parts.state.applied(), "installed a peer's snapshot");
         self.parts.metrics.snapshots_installed.inc();

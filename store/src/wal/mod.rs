@@ -208,6 +208,8 @@ impl Wal {
         };
         let reserve = SEGMENT.max(HEADER as u64 + length);
         let (file, segment) = create(&*self.disk, &self.directory, header, reserve)?;
+        // One without a frame has the same name, and was just replaced.
+        self.segments.pop_if(|last| last.path == segment.path);
         self.active = file;
         self.reserved = reserve;
         self.segments.push(segment);

@@ -209,6 +209,21 @@ fn segments_rotate_and_are_cut_behind_a_snapshot() {
     );
 }
 
+/// A segment without a frame is replaced by one of the same name, whose file must not be cut in its stead.
+#[test]
+fn a_first_frame_larger_than_its_segment() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(directory.path()).unwrap();
+    for index in 1..=2 {
+        wal.append(Some(&state(1, index - 1)), None, &[entry(index, 1, &vec![7; 17 << 20])]);
+        wal.commit().unwrap();
+    }
+    wal.cut(0).unwrap();
+    drop(wal);
+    let (_, recovered) = open(directory.path()).unwrap();
+    assert_eq!((recovered.before.0, recovered.last_index()), (0, 2));
+}
+
 /// Whatever a crash leaves of the last frame, everything before it is there and writing goes on.
 #[test]
 fn a_torn_tail_is_repaired_at_every_length() {
