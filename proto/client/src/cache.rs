@@ -10,10 +10,11 @@ use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use kube::api::Api;
 use kube::runtime::watcher;
 use kube::{Resource, ResourceExt as _};
@@ -135,7 +136,15 @@ where
 {
     let mut cache = Cache::empty(indexers);
     let shared = cache.shared.clone();
-    let task = tokio::spawn(async move { reflect(&shared, make, config, project).await });
+    let task = tokio::spawn(async move {
+        let watching = AssertUnwindSafe(reflect(&shared, make, config, project)).catch_unwind();
+        if watching.await.is_err() {
+            // The panic has said why. Nobody would notice that this cache stands still, and its readers would go on
+            // deciding on the past: as with client-go, the process ends and its supervisor starts it anew.
+            tracing::error!(kind = std::any::type_name::<O>(), "A watch failed for good, ending");
+            std::process::exit(1);
+        }
+    });
     cache.task = Some(task.abort_handle());
     Arc::new(cache)
 }
