@@ -22,12 +22,20 @@ pub struct OwnCluster {
 impl OwnCluster {
     /// Starts it, with the demo image loaded.
     pub fn start() -> Self {
+        let own = Self::start_prepared(|_| {});
+        own.cluster.load_demo_image(Path::new("/bin/busybox")).expect("the demo image loads");
+        own
+    }
+
+    /// Starts it after `prepare` saw its layout. What that mounts below the root goes with the cluster.
+    pub fn start_prepared(prepare: impl FnOnce(&Cluster)) -> Self {
         let root =
             tempfile::Builder::new().prefix("keelson-e2e-own-").tempdir_in("/tmp").expect("a directory");
         let layout = Layout::new(root.path()).expect("an absolute path");
         let cluster = Cluster::new(layout, &crate::binaries(), 1).expect("the cluster's layout");
         // From here on a failure takes away what was started.
         let own = Self { cluster, _root: root };
+        prepare(&own.cluster);
         if let Err(error) = own.cluster.up() {
             let mut text = error.to_string();
             let mut source = std::error::Error::source(&error);
@@ -38,7 +46,6 @@ impl OwnCluster {
             drop(own);
             Self::failed(&text);
         }
-        own.cluster.load_demo_image(Path::new("/bin/busybox")).expect("the demo image loads");
         own
     }
 
