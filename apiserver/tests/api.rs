@@ -427,6 +427,29 @@ async fn pods_are_bound_and_evicted() {
     }
 }
 
+/// Every number that a client may send is one that the server can add to.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_numbers_are_numbers() {
+    let cluster = Cluster::start().await;
+    let default = "/api/v1/namespaces/default";
+    cluster.post(&format!("{default}/serviceaccounts"), &json!({"metadata": {"name": "default"}})).await;
+    let spec = json!({"nodeName": "n", "terminationGracePeriodSeconds": i64::MAX,
+        "containers": [{"name": "c", "image": "i"}]});
+    cluster.post(&format!("{default}/pods"), &json!({"metadata": {"name": "p"}, "spec": spec})).await.ok();
+    let pod = format!("{default}/pods/p");
+    let pending = cluster.delete(&pod).await.ok();
+    assert_eq!(pending["metadata"]["deletionGracePeriodSeconds"], i64::MAX);
+    assert!(pending["metadata"]["deletionTimestamp"].as_str().unwrap().starts_with("9999-"));
+    let shorter = cluster.delete(&format!("{pod}?gracePeriodSeconds=7")).await.ok();
+    assert_eq!(shorter["metadata"]["deletionGracePeriodSeconds"], 7);
+
+    let held = json!({"metadata": {"name": "g", "generation": i64::MAX, "finalizers": ["example.com/hold"]}});
+    cluster.post(MAPS, &held).await.ok();
+    assert_eq!(cluster.delete(&format!("{MAPS}/g")).await.ok()["metadata"]["generation"], i64::MAX);
+    let watch = format!("{MAPS}?watch=1&timeoutSeconds={}", i64::MAX);
+    assert_eq!(Events::open(&cluster, &watch).await.named().await, ("ADDED".into(), "g".into()));
+}
+
 /// What a role in one namespace, or a role to change things, must not be good for.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_way_around_a_role() {

@@ -257,7 +257,7 @@ impl Kind {
         let generation = old.at("metadata").int("generation").unwrap_or(0);
         let counts = self.generation && scope != Scope::Status && self.strategy.generation_counts(new, old);
         if let Some(metadata) = new.section("metadata") {
-            match generation + i64::from(counts) {
+            match generation.saturating_add(counts.into()) {
                 0 => metadata.drop_field("generation"),
                 generation => metadata.put("generation", generation),
             }

@@ -26,6 +26,9 @@ use crate::{
 /// Pieces end near this size, so that a long backlog is not built up in memory.
 const PIECE: usize = 32 * 1024;
 
+/// Longer than any connection lasts, and no more than clocks can add.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 pub async fn serve(call: &Call) -> Result<Response, Status> {
     let (representation, columns) = call.representation()?;
     if representation.media != Media::Json {
@@ -55,7 +58,7 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
             )
         })?;
     let timeout = match options.timeout_seconds.filter(|seconds| *seconds > 0) {
-        Some(seconds) => Duration::from_secs(seconds),
+        Some(seconds) => Duration::from_secs(seconds).min(LONGEST),
         None => {
             // Spread out, so that the clients of a restarted server do not all come back at once.
             let least = call.server.config.min_request_timeout.max(1);

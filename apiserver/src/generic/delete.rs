@@ -75,13 +75,13 @@ pub fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, now: Timestamp
             let began = metadata_of["deletionTimestamp"]
                 .as_str()
                 .and_then(|text| text.parse::<Timestamp>().ok())
-                .map(|until| until - SignedDuration::from_secs(current.unwrap_or(0)))
+                .and_then(|until| until.checked_sub(SignedDuration::from_secs(current.unwrap_or(0))).ok())
                 .unwrap_or(now);
-            set_deletion(&mut marked, began + SignedDuration::from_secs(grace), grace);
+            set_deletion(&mut marked, after(began, grace), grace);
             changed = true;
         }
         Some(grace) if grace > 0 => {
-            set_deletion(&mut marked, now + SignedDuration::from_secs(grace), grace);
+            set_deletion(&mut marked, after(now, grace), grace);
             bump_generation(&mut marked);
             kind.mark_deleting(&mut marked);
             changed = true;
@@ -99,6 +99,11 @@ pub fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, now: Timestamp
     if changed { Plan::Mark(marked) } else { Plan::Nothing }
 }
 
+/// A pod may ask for more seconds than there are.
+fn after(time: Timestamp, seconds: i64) -> Timestamp {
+    time.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+}
+
 fn set_deletion(object: &mut Value, at: Timestamp, grace: i64) {
     metadata::set(object, "deletionTimestamp", metadata::format_time(at));
     metadata::set(object, "deletionGracePeriodSeconds", grace);
@@ -106,7 +111,7 @@ fn set_deletion(object: &mut Value, at: Timestamp, grace: i64) {
 
 fn bump_generation(object: &mut Value) {
     if let Some(generation) = object["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
-        metadata::set(object, "generation", generation + 1);
+        metadata::set(object, "generation", generation.saturating_add(1));
     }
 }
 
