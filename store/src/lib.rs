@@ -8,6 +8,7 @@ mod authority;
 pub mod config;
 pub mod env;
 pub mod grpc;
+mod health;
 pub mod lease;
 pub mod metrics;
 pub mod mvcc;

@@ -30,6 +30,7 @@ use tower::Service as _;
 use crate::authority::Repair;
 use crate::config::Url;
 use crate::grpc::{ETCD_VERSION, Server, Service};
+use crate::health;
 use crate::transport::PeerService;
 
 /// How much larger than a client's request its gRPC message may be.
@@ -38,7 +39,6 @@ const PEER_MESSAGE: usize = 128 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long connections may take to end.
 const DRAIN: Duration = Duration::from_secs(3);
-const HEALTH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -140,44 +140,22 @@ fn answer(status: StatusCode, content: &'static str, body: String) -> Response<B
 impl Plain {
     async fn call(&self, request: &Request<Incoming>) -> Response<Body> {
         const JSON: &str = "application/json";
+        const TEXT: &str = "text/plain; charset=utf-8";
         if request.method() != Method::GET {
             return unknown(request);
         }
-        match request.uri().path() {
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+        if let Some((status, body)) = health::answer(&self.server, path, query).await {
+            return answer(status, TEXT, body);
+        }
+        match path {
             "/metrics" => answer(StatusCode::OK, CONTENT_TYPE, self.registry.encode()),
             "/version" => {
                 let version =
                     serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": cluster_version() });
                 answer(StatusCode::OK, JSON, version.to_string())
             }
-            "/health" | "/livez" | "/readyz" => {
-                let serializable =
-                    request.uri().query().is_some_and(|query| query.contains("serializable=true"))
-                        || request.uri().path() == "/livez";
-                let reason = self.ill(serializable).await;
-                let status = if reason.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                let health = serde_json::json!({ "health": reason.is_empty().to_string(), "reason": reason });
-                answer(status, JSON, health.to_string())
-            }
             _ => unknown(request),
-        }
-    }
-
-    /// Why this member is not healthy; empty if it is.
-    async fn ill(&self, serializable: bool) -> String {
-        if serializable {
-            return String::new();
-        }
-        if self.server.shared.no_space() {
-            return "ALARM NOSPACE".to_owned();
-        }
-        if self.server.shared.leader() == 0 {
-            return "RAFT NO LEADER".to_owned();
-        }
-        match tokio::time::timeout(HEALTH, self.server.read_barrier()).await {
-            Ok(Ok(())) => String::new(),
-            Ok(Err(status)) => format!("QGET ERROR:{}", status.message()),
-            Err(_) => "QGET ERROR:timeout".to_owned(),
         }
     }
 }

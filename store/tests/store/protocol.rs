@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 
 use crate::harness::{self, Client};
+use crate::secure::get;
 
 fn put(key: &'static str, value: &'static str) -> PutRequest {
     PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }
@@ -254,6 +255,24 @@ async fn the_quota_refuses_writes_until_there_is_room() {
     assert!(client.get("k").await.is_ok());
     let alarms = client.maintenance.clone().alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
     assert_eq!(alarms.len(), 1);
+    let check = |path: &str, status: u16, body: &str| {
+        let answer = get(member.client_port, path);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.ends_with(body),
+            "{path}: {answer}"
+        );
+    };
+    check("/health", 503, "{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n");
+    check("/health?exclude=NOSPACE", 200, "{\"health\":\"true\",\"reason\":\"\"}");
+    check("/livez", 200, "\r\nok\n");
+    check("/readyz", 200, "\r\nok\n");
+    check(
+        "/readyz?verbose&exclude=data_corruption",
+        200,
+        "\n[+]serializable_read ok\n[+]linearizable_read ok\nok\n",
+    );
+    check("/readyz/linearizable_read", 200, "\r\nok\n");
+    check("/livez/linearizable_read", 404, "404 page not found\n");
     let delete = DeleteRangeRequest { key: "k".into(), ..DeleteRangeRequest::default() };
     let revision =
         client.kv.clone().delete_range(delete).await.unwrap().into_inner().header.unwrap().revision;

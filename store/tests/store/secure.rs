@@ -44,7 +44,7 @@ fn client(member: &Member, directory: &Path, with_identity: bool) -> Client {
     Client::new(endpoint.tls_config(tls).unwrap().connect_lazy())
 }
 
-fn get(port: u16, path: &str) -> String {
+pub fn get(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
