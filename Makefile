@@ -1,7 +1,8 @@
 # The one entry. `make up` gives a running cluster, `make test` runs everything that CI runs.
 
 SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
+# Without -u: a bash that ssh starts reads /etc/bash.bashrc, and Debian's uses variables that are not set.
+.SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 
 KEELSON_ROOT ?= /var/lib/keelson
@@ -29,15 +30,17 @@ build: ## Build every daemon in release mode
 	cargo rustc --release -p pause -- -C target-feature=+crt-static
 
 up: packages build ## Start a cluster (KEELSON_ROOT=/some/dir for one of its own network)
-	@$(RELEASE)/keelson-local up
+	@"$(RELEASE)/keelson-local" up
 
 down: ## Stop the cluster (PURGE=1 removes its data)
-	@if [ -x $(RELEASE)/keelson-local ]; then $(RELEASE)/keelson-local down $(if $(PURGE),--purge); \
-	 else echo "nothing was built, so nothing runs"; fi
+	@if [ ! -x "$(RELEASE)/keelson-local" ] && [ ! -d "$(KEELSON_ROOT)" ]; then \
+	   echo "there is no cluster at $(KEELSON_ROOT)"; exit; \
+	 elif [ ! -x "$(RELEASE)/keelson-local" ]; then cargo build --release -p keelson-local; fi; \
+	 "$(RELEASE)/keelson-local" down $(if $(PURGE),--purge)
 
 demo-image: ## Load localhost/busybox:latest into the cluster's runtime
 	@deploy/local/packages.sh demo
-	@$(RELEASE)/keelson-local demo-image
+	@"$(RELEASE)/keelson-local" demo-image
 
 fmt:
 	cargo fmt --all --check

@@ -12,18 +12,23 @@ use keelson_component_base::exit;
 use kubeadm::certs::{self, Authorities, CertError, ClusterNames, Subject};
 use kubeadm::kubeconfig::{self, Kubeconfig};
 
+use crate::cgroups;
 use crate::command::{self, CommandError};
+use crate::containerd;
 use crate::daemons::{self, DNS_DOMAIN, DNS_SERVICE, KUBERNETES_SERVICE, Settings};
 use crate::host::{self, Host, Network};
 use crate::images::{self, ImageError};
 use crate::layout::{HostLayout, Layout};
+use crate::ports;
 use crate::sandboxes::{self, SandboxError};
 use crate::supervisor::{self, Process, SupervisorError};
-use crate::systemd::{self, UnitError, Units};
+use crate::systemd::{self, UnitError};
 
 /// How long a step may take before `up` gives up on it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
+/// How long pods may take to end when the machine goes down.
+const POD_GRACE: Duration = Duration::from_secs(10);
 
 /// Why a cluster could not be started or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +47,14 @@ pub enum ClusterError {
     Unit(#[from] UnitError),
     #[error("pods could not be removed")]
     Sandbox(#[from] SandboxError),
+    #[error("port {port}, which {daemon} needs, is taken by {holder}")]
+    Port { port: u16, daemon: String, holder: String },
+    #[error("the path {path} is too long for a socket: choose a shorter KEELSON_ROOT")]
+    SocketPath { path: PathBuf },
+    #[error("processes of pods do not end; the runtime's shims and the cgroup {cgroup} have them")]
+    Processes { cgroup: String },
     #[error("{what} within {} s (last: {last}); see {log}", STEP_TIMEOUT.as_secs())]
-    Timeout { what: String, last: String, log: PathBuf },
+    Timeout { what: String, last: String, log: String },
 }
 
 /// A cluster on this machine.
@@ -104,6 +115,13 @@ impl Cluster {
     /// Starts whatever does not run yet and waits until nodes are Ready and DNS answers.
     pub fn up(&self) -> Result<(), ClusterError> {
         let first = &self.hosts[0];
+        for host in self.hosts.iter().map(|host| self.host_layout(host)) {
+            if !host.sockets_fit() {
+                return Err(ClusterError::SocketPath { path: host.runtime_socket() });
+            }
+        }
+        let root = self.layout().root().to_owned();
+        self.layout().make().map_err(|source| ClusterError::File { path: root, source })?;
         if let Some(network) = &self.network {
             let count = u8::try_from(self.hosts.len()).unwrap_or(u8::MAX);
             self.step("network of its own", || Ok(network.ensure(count)?))?;
@@ -141,7 +159,11 @@ impl Cluster {
             let socket = layout.runtime_socket();
             self.wait(host, "containerd", "containerd does not answer", || {
                 command::run("ctr", ["--address", &socket.to_string_lossy(), "version"])
-            })
+            })?;
+            if self.has_units() {
+                systemd::stop_pods_with_the_machine(&self.stop_pods_command())?;
+            }
+            Ok(())
         })?;
         self.step(&format!("images on {}", host.name), || self.load_images(&layout))?;
         self.step(&format!("node {} is Ready", host.name), || {
@@ -244,49 +266,74 @@ impl Cluster {
         fs::write(&path, text).map_err(|source| ClusterError::File { path, source })
     }
 
-    /// The host's units, where systemd runs the machine.
-    fn units(&self, host: &Host) -> Option<Units> {
-        systemd::is_first_process().then(|| Units::new(&self.layout().id(), &host.name))
+    /// Whether processes are units: on the machine itself, where systemd runs it.
+    fn has_units(&self) -> bool {
+        self.network.is_none() && systemd::is_first_process()
+    }
+
+    /// What is run when the machine goes down. Containers that do not listen to SIGTERM would
+    /// otherwise hold it up for a minute and a half.
+    fn stop_pods_command(&self) -> Vec<String> {
+        let program = self.supervisor.display().to_string();
+        vec![program, "stop-pods".to_owned(), format!("--root={}", self.layout().root().display())]
+    }
+
+    /// Ends the processes of all pods on the machine, as when it goes down.
+    pub fn stop_pods(&self) {
+        for host in &self.hosts {
+            cgroups::end_processes(&host.cgroup_root, POD_GRACE);
+        }
     }
 
     /// Starts a process on a host: as a unit, or supervised in the background.
     pub fn start(&self, host: &Host, process: &Process) -> Result<(), ClusterError> {
-        let layout = self.host_layout(host);
-        match self.units(host) {
-            Some(units) => {
-                let log = supervisor::log_file(&layout, &process.name);
-                let logs = layout.logs();
-                fs::create_dir_all(&logs).map_err(|source| ClusterError::File { path: logs, source })?;
-                units.start(process, &log)?;
-            }
-            None => {
-                supervisor::start(&self.supervisor, &layout, process)?;
-            }
+        // A host with a network of its own has nobody else's programs on it.
+        if self.network.is_none()
+            && !self.is_running(host, &process.name)
+            && let Some((port, holder)) = ports::taken(&process.name, host.address)
+        {
+            return Err(ClusterError::Port { port, daemon: process.name.clone(), holder });
+        }
+        if self.has_units() {
+            let status = PathBuf::from("/proc/self/status");
+            let restricted = containerd::oom_score_is_restricted()
+                .map_err(|source| ClusterError::File { path: status, source })?;
+            systemd::start(process, restricted)?;
+        } else {
+            supervisor::start(&self.supervisor, &self.host_layout(host), process)?;
         }
         Ok(())
     }
 
     /// Stops a process on a host; one that does not run is no error.
     pub fn stop(&self, host: &Host, name: &str) -> Result<(), ClusterError> {
-        match self.units(host) {
-            Some(units) => units.stop(name)?,
-            None => supervisor::stop(&self.host_layout(host), name)?,
+        if self.has_units() {
+            systemd::stop(name)?;
+        } else {
+            supervisor::stop(&self.host_layout(host), name)?;
         }
         Ok(())
     }
 
     fn is_running(&self, host: &Host, name: &str) -> bool {
-        match self.units(host) {
-            Some(units) => units.is_running(name),
-            None => supervisor::running(&self.host_layout(host), name).is_some(),
+        if self.has_units() {
+            systemd::is_running(name)
+        } else {
+            supervisor::running(&self.host_layout(host), name).is_some()
         }
     }
 
     /// The names of all processes that were started on a host.
     fn known(&self, host: &Host) -> Vec<String> {
-        match self.units(host) {
-            Some(units) => units.known(),
-            None => supervisor::known(&self.host_layout(host)),
+        if self.has_units() { systemd::known() } else { supervisor::known(&self.host_layout(host)) }
+    }
+
+    /// Where a person finds what a daemon said.
+    fn log(&self, host: &Host, daemon: &str) -> String {
+        if self.has_units() {
+            format!("journalctl -u {}", systemd::unit(daemon))
+        } else {
+            supervisor::log_file(&self.host_layout(host), daemon).display().to_string()
         }
     }
 
@@ -317,7 +364,7 @@ impl Cluster {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
                     let last = exit::chain(&error);
-                    let log = supervisor::log_file(&self.host_layout(host), daemon);
+                    let log = self.log(host, daemon);
                     return Err(ClusterError::Timeout { what: complaint.to_owned(), last, log });
                 }
                 Err(_) => std::thread::sleep(POLL),
@@ -337,7 +384,9 @@ impl Cluster {
         (self.progress)("everything is stopped", Duration::ZERO);
         if purge && self.layout().root().exists() {
             let path = self.layout().root().to_owned();
-            fs::remove_dir_all(&path).map_err(|source| ClusterError::File { path, source })?;
+            // Nothing is removed through a mount that is still there.
+            unmount_below(&path)?;
+            self.layout().remove().map_err(|source| ClusterError::File { path, source })?;
             (self.progress)("data is removed", Duration::ZERO);
         }
         Ok(())
@@ -363,11 +412,24 @@ impl Cluster {
         for name in ["kubelet", "kube-proxy", "keelson-network"] {
             self.stop(host, name)?;
         }
-        if self.is_running(host, "containerd") {
-            sandboxes::remove_all(&layout.runtime_socket()).await?;
+        let networks = sandboxes::network_namespaces(&layout);
+        if self.is_running(host, "containerd") || sandboxes::are_left(&layout) {
+            let started = Instant::now();
+            if let Err(error) = self.remove_sandboxes(host, &layout).await {
+                let told =
+                    format!("pods are killed, for the runtime does not help ({})", exit::chain(&error));
+                (self.progress)(&told, started.elapsed());
+            }
         }
         for name in self.known(host) {
             self.stop(host, &name)?;
+        }
+        // What the runtime did not take away.
+        if !cgroups::end_processes(&host.cgroup_root, Duration::ZERO) || !sandboxes::end_shims(&layout) {
+            return Err(ClusterError::Processes { cgroup: host.cgroup_root.clone() });
+        }
+        for network in networks {
+            host::remove_namespace(&network)?;
         }
         if host.namespace.is_none() {
             for name in ["kube-proxy", "keelson-network"] {
@@ -378,7 +440,21 @@ impl Cluster {
             }
         }
         unmount_below(layout.directory())?;
-        remove_cgroups(&host.cgroup_root);
+        cgroups::remove(&host.cgroup_root);
+        Ok(())
+    }
+
+    /// Has the runtime remove all pods; it is started for that if it does not run.
+    async fn remove_sandboxes(&self, host: &Host, layout: &HostLayout) -> Result<(), ClusterError> {
+        let path = layout.directory().to_owned();
+        let process =
+            daemons::runtime(&self.settings, host).map_err(|source| ClusterError::File { path, source })?;
+        self.start(host, &process)?;
+        let socket = layout.runtime_socket();
+        self.wait(host, "containerd", "containerd does not answer", || {
+            command::run("ctr", ["--address", &socket.to_string_lossy(), "version"])
+        })?;
+        sandboxes::remove_all(&socket).await?;
         Ok(())
     }
 }
@@ -402,27 +478,4 @@ fn unmount_below(directory: &Path) -> Result<(), ClusterError> {
         command::run("umount", ["--lazy", &point])?;
     }
     Ok(())
-}
-
-/// Removes a cgroup and all below it, in every hierarchy.
-fn remove_cgroups(root: &str) {
-    let base = Path::new("/sys/fs/cgroup");
-    let mut hierarchies = vec![base.to_owned()];
-    hierarchies.extend(fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path()));
-    for hierarchy in hierarchies {
-        remove_cgroup(&hierarchy.join(root.trim_start_matches('/')));
-    }
-}
-
-fn remove_cgroup(path: &Path) {
-    if !path.is_dir() {
-        return;
-    }
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    // A cgroup that still has processes cannot be removed; its owner is not one of ours.
-    let _ = fs::remove_dir(path);
 }

@@ -67,11 +67,11 @@ mod tests {
 
     #[test]
     fn all_state_is_under_the_host_directory() {
-        let layout = Layout::new("/tmp/some root").unwrap();
+        let layout = Layout::new("/tmp/some-root").unwrap();
         let text = configuration(&layout.host("node-1"), true);
         for key in ["root = ", "state = ", "address = ", "conf_dir = "] {
             let line = text.lines().map(str::trim).find(|l| l.starts_with(key)).unwrap();
-            assert!(line.contains("\"/tmp/some root/hosts/node-1/"), "{line}");
+            assert!(line.contains("\"/tmp/some-root/hosts/node-1/"), "{line}");
         }
         assert!(text.contains("restrict_oom_score_adj = true"));
     }

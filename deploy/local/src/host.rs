@@ -35,6 +35,14 @@ fn namespace_path(name: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(name)
 }
 
+/// Takes a network namespace away, with the interfaces in it; one that is not there is no error.
+pub fn remove_namespace(name: &str) -> Result<(), CommandError> {
+    if namespace_path(name).exists() {
+        ip(&format!("netns delete {name}"))?;
+    }
+    Ok(())
+}
+
 /// The machine as the one host of the cluster at the default root.
 pub fn machine() -> Result<Host, CommandError> {
     let name = nix::unistd::gethostname().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();

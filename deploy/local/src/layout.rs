@@ -1,6 +1,9 @@
 //! Where a cluster keeps its files, and the names that it takes on the machine.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -11,12 +14,32 @@ pub const DEFAULT_ROOT: &str = "/var/lib/keelson";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     root: PathBuf,
+    default: bool,
 }
 
+/// What a cluster keeps directly below its root; nothing else there is ours to remove.
+const PARTS: [&str; 6] = ["pki", "kubeconfig", "images", "run", "env", "hosts"];
+
+/// The longest path of a unix socket that the kernel takes.
+const SOCKET_PATH: usize = 107;
+
 impl Layout {
-    /// `root` must be absolute: daemons run in other working directories.
-    pub fn new(root: impl Into<PathBuf>) -> std::io::Result<Self> {
-        Ok(Self { root: std::path::absolute(root.into())? })
+    /// The root is made absolute, since daemons run in other working directories, and links in it are
+    /// followed, so that however a person writes it, it is the same cluster, and its mounts are found.
+    ///
+    /// # Errors
+    /// A root with characters that `env`, ExecStart or an overlay's mount options would take apart.
+    pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
+        let given = std::path::absolute(root.into())?;
+        let plain = |c: char| c.is_alphanumeric() || "/._-+@=~".contains(c);
+        if !given.to_str().is_some_and(|text| text.chars().all(plain)) {
+            let message = format!(
+                "{given:?} cannot be a cluster's root: only letters, digits and ._-+@=~ may be in its path"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let default = given == Path::new(DEFAULT_ROOT);
+        Ok(Self { root: resolved(&given)?, default })
     }
 
     pub fn root(&self) -> &Path {
@@ -25,7 +48,25 @@ impl Layout {
 
     /// The cluster at the default root lives in the machine's own network namespace.
     pub fn is_default(&self) -> bool {
-        self.root == Path::new(DEFAULT_ROOT)
+        self.default
+    }
+
+    /// Makes the root; what hosts keep (pods' volumes and logs) is for root's eyes only.
+    pub fn make(&self) -> io::Result<()> {
+        let hosts = self.root.join("hosts");
+        fs::create_dir_all(&hosts)?;
+        fs::set_permissions(&hosts, fs::Permissions::from_mode(0o700))
+    }
+
+    /// Removes what the cluster kept, and the root itself unless a person put something else there.
+    pub fn remove(&self) -> io::Result<()> {
+        for path in PARTS.map(|part| self.root.join(part)) {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.or_else(|error| if gone(&error) { Ok(()) } else { Err(error) })?;
+        }
+        fs::remove_dir(&self.root).or_else(|error| {
+            if gone(&error) || error.kind() == io::ErrorKind::DirectoryNotEmpty { Ok(()) } else { Err(error) }
+        })
     }
 
     /// A short name, unique to this root, for namespaces, bridges and cgroups.
@@ -66,6 +107,27 @@ impl Layout {
     pub fn host(&self, node: &str) -> HostLayout {
         HostLayout { directory: self.root.join("hosts").join(node) }
     }
+}
+
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// The path without links and `..`; what does not exist yet is taken as it is.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let mut real = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(real.pop()),
+            Component::Normal(name) => {
+                let next = real.join(name);
+                real =
+                    next.canonicalize().or_else(|error| if gone(&error) { Ok(next) } else { Err(error) })?;
+            }
+            _ => {}
+        }
+    }
+    Ok(real)
 }
 
 /// The paths of one host of a cluster.
@@ -109,6 +171,11 @@ impl HostLayout {
         self.containerd().join("containerd.sock")
     }
 
+    /// Whether the kernel takes the path of every socket of this host.
+    pub fn sockets_fit(&self) -> bool {
+        self.runtime_socket().as_os_str().len() + ".ttrpc".len() <= SOCKET_PATH
+    }
+
     pub fn runtime_endpoint(&self) -> String {
         format!("unix://{}", self.runtime_socket().display())
     }
@@ -125,6 +192,45 @@ impl HostLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_is_the_same_however_it_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().join("real");
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, directory.path().join("link")).unwrap();
+        let wanted = Layout::new(real.join("a")).unwrap();
+        for written in ["link/a", "real/a/", "real/./a", "real/b/../a"] {
+            assert_eq!(Layout::new(directory.path().join(written)).unwrap(), wanted, "{written}");
+        }
+        assert_eq!(Layout::new("/var/lib/keelson/").unwrap().id(), "keelson");
+    }
+
+    #[test]
+    fn roots_that_would_be_taken_apart_are_refused() {
+        for root in ["/tmp/a b", "/tmp/a:b", "/tmp/a,b", "/tmp/a\"b", "/tmp/a%b"] {
+            let error = Layout::new(root).unwrap_err();
+            assert!(error.to_string().contains("cannot be a cluster's root"), "{error}");
+        }
+        assert!(Layout::new("/tmp/a").unwrap().host("node-1").sockets_fit());
+        assert!(!Layout::new(format!("/tmp/{}", "a".repeat(60))).unwrap().host("node-1").sockets_fit());
+    }
+
+    #[test]
+    fn only_what_is_ours_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().join("root")).unwrap();
+        layout.make().unwrap();
+        fs::write(layout.env_file(), "").unwrap();
+        fs::write(layout.root().join("thesis.txt"), "").unwrap();
+        layout.remove().unwrap();
+        let left: Vec<_> = fs::read_dir(layout.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["thesis.txt"]);
+        fs::remove_file(layout.root().join("thesis.txt")).unwrap();
+        layout.remove().unwrap();
+        assert!(!layout.root().exists());
+        layout.remove().unwrap();
+    }
 
     #[test]
     fn roots_have_names_of_their_own() {

@@ -5,6 +5,7 @@
 //! system containerd never touch each other's state.
 
 pub mod addons;
+pub mod cgroups;
 pub mod cluster;
 pub mod command;
 pub mod containerd;
@@ -13,6 +14,7 @@ pub mod dns_probe;
 pub mod host;
 pub mod images;
 pub mod layout;
+pub mod ports;
 pub mod sandboxes;
 pub mod supervisor;
 pub mod systemd;

@@ -48,6 +48,9 @@ enum Command {
         #[arg(long, default_value = "/bin/busybox")]
         busybox: PathBuf,
     },
+    /// End all pods, as the machine goes down (used by the unit keelson-pods)
+    #[command(hide = true)]
+    StopPods(Place),
     /// Ask a DNS server for a name's IPv4 addresses
     Lookup { server: SocketAddr, name: String },
     /// Keep a command running (used by `up`)
@@ -90,6 +93,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             cluster(&place)?.load_demo_image(&busybox)?;
             println!("localhost/busybox:latest is loaded");
         }
+        Command::StopPods(place) => cluster(&place)?.stop_pods(),
         Command::Lookup { server, name } => {
             for address in dns_probe::lookup(server, &name)? {
                 println!("{address}");
@@ -101,6 +105,9 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn cluster(place: &Place) -> Result<Cluster, Box<dyn std::error::Error>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("a cluster makes containers and network interfaces: run as root".into());
+    }
     let layout = Layout::new(&place.root)?;
     let program = std::env::current_exe()?;
     let binaries = program.parent().ok_or("this program has no directory")?;
