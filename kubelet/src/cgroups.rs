@@ -110,19 +110,21 @@ impl Cgroups {
         self.make(&self.pod(uid, qos), limits)
     }
 
-    /// Removes the cgroup of a pod whose containers have ended; false if something still runs in it. That is killed:
-    /// what has outlived its container would keep the pod for ever.
+    /// Removes the pod's cgroup; false if something still runs in it.
     pub fn remove_pod(&self, uid: &str) -> bool {
-        let mut gone = true;
-        for qos in [resources::GUARANTEED, resources::BURSTABLE, resources::BEST_EFFORT] {
-            for directory in self.everywhere(&self.pod(uid, qos)) {
-                if !remove_tree(&directory) {
-                    kill_tree(&directory);
-                    gone = false;
-                }
-            }
-        }
-        gone
+        self.of_pod(uid).iter().fold(true, |gone, directory| gone & remove_tree(directory))
+    }
+
+    /// Kills what has outlived the containers of a pod that has ended: it would keep the pod for ever. Only for pods
+    /// that are surely ours: another kubelet's look the same.
+    pub fn kill_pod(&self, uid: &str) {
+        self.of_pod(uid).iter().for_each(|directory| kill_tree(directory));
+    }
+
+    /// Wherever the pod may have a cgroup.
+    fn of_pod(&self, uid: &str) -> Vec<PathBuf> {
+        let classes = [resources::GUARANTEED, resources::BURSTABLE, resources::BEST_EFFORT];
+        classes.iter().flat_map(|qos| self.everywhere(&self.pod(uid, qos))).collect()
     }
 
     /// Whether the kernel accounts for swap: a container can then be kept from it (v2 only).
@@ -201,9 +203,11 @@ impl Cgroups {
                 let cpu = self.mount.join("cpu").join(path);
                 if cpu.is_dir() {
                     fs::write(cpu.join("cpu.shares"), limits.shares.to_string())?;
-                    if limits.quota > 0 {
+                    // A limit that no longer holds is taken away, which -1 does.
+                    let quota = if limits.quota > 0 { limits.quota } else { -1 };
+                    if quota > 0 || limited(&cpu.join("cpu.cfs_quota_us")) {
                         fs::write(cpu.join("cpu.cfs_period_us"), resources::CPU_PERIOD.to_string())?;
-                        fs::write(cpu.join("cpu.cfs_quota_us"), limits.quota.to_string())?;
+                        fs::write(cpu.join("cpu.cfs_quota_us"), quota.to_string())?;
                     }
                 }
                 let memory = self.mount.join("memory").join(path);
@@ -214,6 +218,11 @@ impl Cgroups {
             }
         }
     }
+}
+
+/// Whether a v1 file of a limit says anything but none.
+fn limited(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.trim() != "-1")
 }
 
 /// Removes a cgroup and those below it, leaves first; true if it is gone.
@@ -269,6 +278,7 @@ mod tests {
         fs::write(container.join("cgroup.procs"), format!("0\n{}\n", child.id())).unwrap();
         let groups = Cgroups::at(tree.path(), "");
         assert!(!groups.remove_pod("u"));
+        groups.kill_pod("u");
         assert_eq!(child.wait().unwrap().signal(), Some(9));
         fs::remove_file(container.join("cgroup.procs")).unwrap();
         assert!(groups.remove_pod("u"));

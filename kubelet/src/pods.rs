@@ -317,7 +317,8 @@ impl Pods {
                 () = tokio::time::sleep(HOUSEKEEPING) => {}
                 () = cancel.cancelled() => return,
             }
-            if self.sources_ready() {
+            // Before the runtime has been listed nothing says what is in use.
+            if self.sources_ready() && self.runtime_events.healthy().is_ok() {
                 self.remove_orphans().await;
             }
         }

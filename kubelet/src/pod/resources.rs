@@ -144,6 +144,18 @@ pub struct PodLimits {
     pub memory: i64,
 }
 
+impl PodLimits {
+    /// What satisfies both.
+    pub fn wider(self, other: Self) -> Self {
+        let either = |a: i64, b: i64| if a == 0 || b == 0 { 0 } else { a.max(b) };
+        Self {
+            shares: self.shares.max(other.shares),
+            quota: either(self.quota, other.quota),
+            memory: either(self.memory, other.memory),
+        }
+    }
+}
+
 /// A pod is only limited where all of its containers are.
 pub fn pod_limits(spec: &PodSpec, cfs_quota: bool) -> PodLimits {
     let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());

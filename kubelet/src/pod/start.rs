@@ -71,7 +71,7 @@ pub async fn sandbox(
     Ok(response.pod_sandbox_id)
 }
 
-/// Starts one container.
+/// Starts one container; its id.
 ///
 /// # Errors
 /// The container's waiting state; its event is recorded.
@@ -81,7 +81,7 @@ pub async fn container(
     spec: &Container,
     restart_count: u32,
     image_backoff: &mut Backoff,
-) -> Result<(), Waiting> {
+) -> Result<String, Waiting> {
     let kubelet = around.kubelet;
     let object = reference(around.pod, Some((slot.kind, &spec.name)));
     let failed = |reason: &str, message: String| {
@@ -114,11 +114,8 @@ pub async fn container(
         restart_count,
         environment,
         mounts,
-        node_memory: kubelet.capacity.memory,
-        cfs_quota: kubelet.config.cpu_cfs_quota,
+        node: container::Node::of(kubelet),
         root: &kubelet.root,
-        cgroup_v2: kubelet.cgroups.version() == crate::cgroups::Version::V2,
-        swap: kubelet.cgroups.has_swap(),
         target,
     });
     let request = cri::CreateContainerRequest {
@@ -134,7 +131,7 @@ pub async fn container(
     started.map_err(|error| failed("RunContainerError", error.message))?;
     kubelet.metrics.container_started();
     kubelet.events.record(&object, Type::Normal, "Started", "Container started");
-    post_start(around, spec, &id, &object).await
+    post_start(around, spec, &id, &object).await.map(|()| id)
 }
 
 async fn post_start(

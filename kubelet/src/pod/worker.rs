@@ -5,6 +5,7 @@
 
 pub mod ending;
 mod reporting;
+mod resizing;
 mod starting;
 mod timing;
 
@@ -14,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, ResourceRequirements};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -77,6 +78,10 @@ pub struct Worker {
     evict: watch::Receiver<Option<End>>,
     termination_messages: HashMap<String, String>,
     was_ready: HashSet<String>,
+    /// What containers were last given, by id.
+    given: HashMap<String, ResourceRequirements>,
+    /// Why a resize waits.
+    resize_pending: Option<Waiting>,
     mounted: Mounted,
     volume_failures: u32,
     /// Failures of the runtime in a row.
@@ -133,6 +138,8 @@ impl Worker {
             evict: evicted,
             termination_messages: HashMap::new(),
             was_ready,
+            given: HashMap::new(),
+            resize_pending: None,
             mounted: Mounted::default(),
             volume_failures: 0,
             failures: 0,
@@ -244,6 +251,9 @@ impl Worker {
         if !plan.kill.is_empty() {
             // Their exit is what the restart is decided and counted from.
             return Next::Again;
+        }
+        if let Some(next) = self.resize(desired, spec, observed).await {
+            return next;
         }
         let starting = plan.create_sandbox.is_some() || !plan.start.is_empty();
         if starting && let Err(next) = self.ensure_cgroup(pod, spec) {

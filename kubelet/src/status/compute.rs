@@ -10,7 +10,7 @@ use k8s_openapi::{
     api::core::v1::{
         Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
         ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
-        PodSpec, PodStatus,
+        PodSpec, PodStatus, ResourceRequirements,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -54,6 +54,8 @@ pub struct Inputs<'a> {
     pub terminating: bool,
     /// Nothing of the pod runs and nothing will run again.
     pub terminated: bool,
+    /// What containers were last given, by id.
+    pub given: &'a HashMap<String, ResourceRequirements>,
     pub now: Timestamp,
 }
 
@@ -238,9 +240,10 @@ fn container_status(
                     supplemental_groups: Some(groups.clone()),
                 }),
             });
-            status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
-            status.resources =
-                container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some());
+            // What it has been given, which is not always what its spec says by now.
+            let given = inputs.given.get(&newest.id).or(container.resources.as_ref()).cloned();
+            status.allocated_resources = given.as_ref().and_then(|r| r.requests.clone());
+            status.resources = given.filter(|r| r.requests.is_some() || r.limits.is_some());
         }
         State::Created => status.state = Some(waiting(waiting_reason, None)),
         State::Exited { exit_code, .. } => {

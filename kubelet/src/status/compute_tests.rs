@@ -79,6 +79,7 @@ fn run(pod: &Pod, containers: &[&str], case: &Case<'_>) -> PodStatus {
         failed: case.failed,
         terminating: case.terminating,
         terminated: case.terminated,
+        given: &HashMap::new(),
         now: Timestamp::from_second(10).unwrap(),
     })
 }

@@ -15,6 +15,7 @@ use crate::pod::plan::is_sidecar;
 const OWNED: &[&str] =
     &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+const RESIZE_PENDING: &str = "PodResizePending";
 const DISRUPTED: &str = "DisruptionTarget";
 const TERMINATED_BY_KUBELET: &str = "TerminationByKubelet";
 
@@ -71,13 +72,18 @@ pub fn merge(
         condition.last_transition_time =
             before.and_then(|before| before.last_transition_time.clone()).or(Some(Time(now)));
     }
-    ours.extend(previous.iter().filter(|condition| !OWNED.contains(&condition.type_.as_str())).cloned());
+    let foreign = |condition: &&PodCondition| {
+        !OWNED.contains(&condition.type_.as_str()) && condition.type_ != RESIZE_PENDING
+    };
+    ours.extend(previous.iter().filter(foreign).cloned());
     ours
 }
 
 /// Replaces the conditions that are not ours with what the API server has.
 pub fn adopt_foreign(status: &mut PodStatus, api: Option<&PodStatus>) {
-    let foreign = |condition: &PodCondition| !OWNED.contains(&condition.type_.as_str());
+    let foreign = |condition: &PodCondition| {
+        !OWNED.contains(&condition.type_.as_str()) && condition.type_ != RESIZE_PENDING
+    };
     if let (Some(conditions), Some(api)) = (&mut status.conditions, api) {
         conditions.retain(|condition| !foreign(condition));
         conditions.extend(api.conditions.iter().flatten().filter(|condition| foreign(condition)).cloned());
@@ -86,21 +92,39 @@ pub fn adopt_foreign(status: &mut PodStatus, api: Option<&PodStatus>) {
 
 /// Whether a condition is this kubelet's to write.
 pub fn is_owned(kind: &str, reason: Option<&str>) -> bool {
-    OWNED.contains(&kind) || (kind == DISRUPTED && reason == Some(TERMINATED_BY_KUBELET))
+    OWNED.contains(&kind)
+        || kind == RESIZE_PENDING
+        || (kind == DISRUPTED && reason == Some(TERMINATED_BY_KUBELET))
 }
 
 /// Says that the pod ends for the node's sake, which Jobs do not count as a failure of its own.
-pub fn disrupted(status: &mut PodStatus, message: &str, generation: Option<i64>, now: Timestamp) {
+pub fn disrupted(status: &mut PodStatus, previous: &PodStatus, message: &str, now: Timestamp) {
+    set(status, previous, (DISRUPTED, TERMINATED_BY_KUBELET, message), now);
+}
+
+/// Says why a pod has not been given the resources that its spec asks for.
+pub fn resize_pending(status: &mut PodStatus, previous: &PodStatus, why: (&str, &str), now: Timestamp) {
+    set(status, previous, (RESIZE_PENDING, why.0, why.1), now);
+}
+
+fn set(
+    status: &mut PodStatus,
+    previous: &PodStatus,
+    (kind, reason, message): (&str, &str, &str),
+    now: Timestamp,
+) {
+    let held = |condition: &&PodCondition| condition.type_ == kind && condition.status == "True";
+    let before = previous.conditions.iter().flatten().find(held);
+    let since = before.and_then(|before| before.last_transition_time.clone());
     let conditions = status.conditions.get_or_insert_default();
-    let before = conditions.iter().position(|condition| condition.type_ == DISRUPTED);
-    let before = before.map(|index| conditions.remove(index)).filter(|before| before.status == "True");
+    conditions.retain(|condition| condition.type_ != kind);
     conditions.push(PodCondition {
-        type_: DISRUPTED.to_owned(),
+        type_: kind.to_owned(),
         status: "True".to_owned(),
-        reason: Some(TERMINATED_BY_KUBELET.to_owned()),
+        reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
-        observed_generation: generation,
-        last_transition_time: before.and_then(|before| before.last_transition_time).or(Some(Time(now))),
+        observed_generation: status.observed_generation,
+        last_transition_time: since.or(Some(Time(now))),
         ..PodCondition::default()
     });
 }

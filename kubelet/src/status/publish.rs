@@ -164,8 +164,12 @@ fn patch(known: &Map<String, Value>, status: &Map<String, Value>, uid: &str) -> 
             }
             ("conditions", Value::Array(items)) => {
                 let before = before.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-                let ours: Vec<Value> =
-                    items.iter().filter(|item| owned(item) && !before.contains(item)).map(explicit).collect();
+                let changed = items.iter().filter(|item| owned(item) && !before.contains(item)).map(explicit);
+                let kind = |item: &Value| item.get("type").cloned();
+                let gone = before.iter().filter(|item| owned(item));
+                let gone = gone.filter(|old| !items.iter().any(|item| kind(item) == kind(old)));
+                let gone = gone.map(|old| json!({"$patch": "delete", "type": kind(old)}));
+                let ours: Vec<Value> = changed.chain(gone).collect();
                 if ours.is_empty() {
                     continue;
                 }
@@ -226,6 +230,12 @@ mod tests {
             Some(
                 json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]}),
             ),
+        );
+        let pending = json!({"type": "PodResizePending", "status": "True"});
+        check(
+            json!({"conditions": [ready, pending]}),
+            json!({"conditions": [ready]}),
+            Some(json!({"conditions": [{"$patch": "delete", "type": "PodResizePending"}]})),
         );
         check(
             json!({}),

@@ -40,6 +40,7 @@ impl Worker {
             kubelet.volumes.release(&self.uid);
             if !kubelet.cgroups.remove_pod(&self.uid) {
                 // The last processes may still be on their way out.
+                kubelet.cgroups.kill_pod(&self.uid);
                 return Next::Wait(MINIMUM_POLL);
             }
             self.life = Life::Ended;

@@ -19,7 +19,7 @@ use crate::{
 impl Worker {
     pub(super) fn publish(&mut self, desired: &Desired, observed: &ObservedPod, terminated: bool) {
         self.read_termination_messages(observed);
-        let host_ips = self.kubelet.host_ips();
+        let (host_ips, now) = (self.kubelet.host_ips(), Timestamp::now());
         let deleting = desired.deleting() || self.life != Life::Running;
         let (probes, was_ready) = (&self.probes, &self.was_ready);
         let probed = |container: &Container, name: &str| -> Probed {
@@ -38,17 +38,16 @@ impl Worker {
             failed: self.failed.as_ref().map(|end| &end.why),
             terminating: deleting,
             terminated,
-            now: Timestamp::now(),
+            given: self.given(),
+            now,
         });
         // Conditions that others own are theirs to change: what the API server last said of them holds.
         conditions::adopt_foreign(&mut status, desired.pod.status.as_ref());
         if let Some(end) = self.failed.as_ref().filter(|end| end.why.reason == "Evicted") {
-            conditions::disrupted(
-                &mut status,
-                &end.why.message,
-                desired.pod.metadata.generation,
-                Timestamp::now(),
-            );
+            conditions::disrupted(&mut status, &self.status, &end.why.message, now);
+        }
+        if let Some(why) = &self.resize_pending {
+            conditions::resize_pending(&mut status, &self.status, (&why.reason, &why.message), now);
         }
         if !self.running_reported && status.phase.as_deref() == Some("Running") {
             self.running_reported = true;

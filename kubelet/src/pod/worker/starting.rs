@@ -12,7 +12,9 @@ use crate::{
     pod::{
         Desired, backoff, describe,
         plan::{self, Plan, Slot},
-        reference, resources, start,
+        reference,
+        resources::{self, PodLimits},
+        start,
     },
     runtime::{names, observe::ObservedPod},
     status::compute::Waiting,
@@ -23,7 +25,11 @@ const VOLUME_RETRY_MAX: Duration = Duration::from_secs(120);
 
 impl Worker {
     pub(super) fn ensure_cgroup(&mut self, pod: &Pod, spec: &PodSpec) -> Result<(), Next> {
-        let limits = resources::pod_limits(spec, self.kubelet.config.cpu_cfs_quota);
+        self.limit_pod(pod, spec, resources::pod_limits(spec, self.kubelet.config.cpu_cfs_quota))
+    }
+
+    /// Makes the pod's cgroup with these limits, or gives them to the one that is there.
+    pub(super) fn limit_pod(&mut self, pod: &Pod, spec: &PodSpec, limits: PodLimits) -> Result<(), Next> {
         self.kubelet.cgroups.make_pod(&self.uid, resources::qos(spec), limits).map_err(|error| {
             let message = format!(
                 "failed to ensure that the pod: {} cgroups exist and are correctly applied: {error}",
@@ -133,7 +139,8 @@ impl Worker {
                 .container(&container.name)
                 .map_or_else(|| self.known_restarts(&container.name), |found| found.restart_count + 1);
             match start::container(&around, slot, &container, restart_count, &mut self.pulls).await {
-                Ok(()) => {
+                Ok(id) => {
+                    self.given.insert(id, container.resources.clone().unwrap_or_default());
                     self.waiting.remove(&container.name);
                     any = true;
                 }
