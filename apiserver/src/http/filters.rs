@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use super::{
     body::{Response, failure},
     chain::{Exchange, Filter, Next},
+    websocket,
 };
 use crate::{
     authorization::{decide, refusal},
@@ -193,6 +194,10 @@ pub struct Authentication(pub Arc<Server>);
 impl Filter for Authentication {
     fn call<'a>(&'a self, mut exchange: Exchange, next: Next<'a>) -> BoxFuture<'a, Response> {
         Box::pin(async move {
+            if let Err(error) = websocket::move_token(exchange.request.headers_mut()) {
+                tracing::warn!(peer = %exchange.peer.address, %error, "unable to authenticate the request");
+                return failure(&Status::unauthorized());
+            }
             let credentials = Credentials {
                 peer_certificates: &exchange.peer.certificates,
                 headers: exchange.request.headers(),

@@ -7,6 +7,7 @@ pub mod body;
 pub mod chain;
 pub mod filters;
 pub mod tls;
+mod websocket;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 

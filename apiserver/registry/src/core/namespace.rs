@@ -109,6 +109,10 @@ impl Strategy for Namespace {
     }
 
     fn mark_deleting(&self, object: &mut Value) {
+        // Its end takes as long as it takes.
+        if let Some(metadata) = object.part("metadata") {
+            metadata.drop_field("deletionGracePeriodSeconds");
+        }
         if let Some(status) = object.section("status") {
             status.put("phase", "Terminating");
         }
@@ -151,7 +155,9 @@ mod tests {
         kind.prepare_for_update(Scope::Main, &mut update, &object);
         assert_eq!(update["spec"]["finalizers"], json!(["kubernetes"]));
 
+        object["metadata"]["deletionGracePeriodSeconds"] = json!(0);
         kind.mark_deleting(&mut object);
+        assert!(!object["metadata"].has("deletionGracePeriodSeconds"));
         object["metadata"]["deletionTimestamp"] = json!("2024-01-01T00:00:00Z");
         assert!(kind.validate_update(Scope::Status, &object, &object).is_empty());
         let mut finalized = object.clone();
