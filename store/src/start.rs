@@ -56,6 +56,21 @@ struct Trees {
 /// A tree with what it says.
 type Tree = (Loaded, Arc<dyn Backend>);
 
+/// Whether a tree has to be built anew for its size: sled never gives back what it once took.
+fn is_bloated(size: u64, in_use: u64) -> bool {
+    size > 4 * in_use + tree_slack()
+}
+
+/// Bytes that a tree may always take.
+fn tree_slack() -> u64 {
+    const SLACK: u64 = 512 << 20;
+    // Tests need not write that much.
+    fail::fail_point!("tree_slack", |bytes| bytes
+        .and_then(|bytes: String| bytes.parse().ok())
+        .unwrap_or(SLACK));
+    SLACK
+}
+
 const TREE: &str = "tree-";
 /// Bytes that have to be free on the disk for the tree to be written: some batches, which go there a little later.
 const TREE_SPACE: u64 = 16 << 20;
@@ -81,6 +96,11 @@ impl Trees {
         for number in numbers.into_iter().rev() {
             let path = self.path(number);
             match read_tree(path)? {
+                Ok((loaded, backend)) if is_bloated(backend.size(), loaded.in_use) => tracing::warn!(
+                    size = backend.size(),
+                    in_use = loaded.in_use,
+                    "the tree of values takes much more than what is in it: it is built anew"
+                ),
                 Ok((loaded, backend)) if loaded.applied.0 >= from => {
                     self.remove_but(number);
                     return Ok(Some((loaded, backend)));

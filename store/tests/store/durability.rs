@@ -204,6 +204,27 @@ async fn the_tree_is_rebuilt_from_snapshot_and_log() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_that_takes_too_much_is_built_anew() {
+    let mut member = harness::single().await;
+    let client = member.client();
+    let mut revision = 0;
+    for serial in 0..24 {
+        revision = client.put("large", vec![serial; 1 << 20]).await.unwrap().header.unwrap().revision;
+    }
+    client.kv.clone().compact(CompactionRequest { revision, physical: true }).await.unwrap();
+    eventually("it is compacted", || async {
+        (client.status().await.ok()?.db_size_in_use < 2 << 20).then_some(())
+    })
+    .await;
+    let hash = client.hash().await.unwrap();
+    assert!(member.stop().success());
+    member.start_with("tree_slack=return(0)");
+    member.ready().await;
+    assert!(member.log().contains("takes much more than what is in it"), "{}", member.log());
+    assert_eq!(client.hash().await.unwrap(), hash);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_cut_behind_snapshots() {
     let mut member = harness::single().await;
     write_past_a_snapshot(&member).await;
