@@ -1,8 +1,10 @@
 //! Carrying a decision out: the binding, or the condition that says why there is none.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use keelson_client::events::{Recorder, Type};
+use keelson_objects::times;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
@@ -68,9 +70,13 @@ impl Binder {
         self.recorder.event(&reference(pod), Type::Warning, "FailedScheduling", message);
     }
 
-    /// Notes in the pod's conditions why it has no node.
-    pub async fn note_unschedulable(&self, pod: &PodInfo, message: &str) -> Result<(), kube::Error> {
-        let now = k8s_openapi::jiff::Timestamp::now();
+    /// Notes in the pod's conditions why it has no node, and since when it has none.
+    pub async fn note_unschedulable(
+        &self,
+        pod: &PodInfo,
+        message: &str,
+        since: Timestamp,
+    ) -> Result<(), kube::Error> {
         let patch = json!({
             "metadata": { "uid": pod.uid },
             "status": { "conditions": [{
@@ -78,7 +84,7 @@ impl Binder {
                 "status": "False",
                 "reason": "Unschedulable",
                 "message": message,
-                "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
+                "lastTransitionTime": times::format(since),
             }]},
         });
         let pods = self.pods(&pod.key);

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use keelson_client::cache::{self, Event};
 use kube::Api;
 use kube::core::PartialObjectMeta;
 use rand::Rng;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bind::{BindError, Binder};
@@ -65,13 +67,20 @@ struct Watches {
     _namespaces: Arc<cache::Cache<(String, Labels)>>,
 }
 
+/// What was last told of a pod that does not fit, so that the same is not written again and again.
+struct Told {
+    message: String,
+    since: Timestamp,
+    /// What is written next waits for this: an old reason must not overwrite a newer one, or a binding.
+    writing: Option<JoinHandle<()>>,
+}
+
 struct State {
     cache: Cache,
     namespaces: Namespaces,
     queue: Queue,
     synced: u8,
-    /// What was last told of each pod that does not fit, so that the same is not written again and again.
-    told: HashMap<PodKey, String>,
+    told: HashMap<PodKey, Told>,
     binds: Arc<Semaphore>,
 }
 
@@ -194,7 +203,9 @@ impl Scheduler {
                 Change::Nothing
             }
             Input::Unnoted(key) => {
-                state.told.remove(&key);
+                if let Some(told) = state.told.get_mut(&key) {
+                    told.message.clear();
+                }
                 Change::Nothing
             }
             Input::Bound { pod, started, since, result } => self.bound(state, &pod, started, since, result),
@@ -219,7 +230,9 @@ impl Scheduler {
                 state.cache.assume(&node, pod.clone());
                 state.queue.pod_placed(Instant::now());
                 let (binder, sender, binds) = (self.binder.clone(), sender.clone(), state.binds.clone());
+                let noting = state.told.get_mut(&pod.key).and_then(|told| told.writing.take());
                 tokio::spawn(async move {
+                    finish(noting).await;
                     // Never closed, so there always is a place in the end.
                     let _place = binds.acquire_owned().await.ok();
                     let result = binder.bind(&pod, &node).await;
@@ -246,19 +259,28 @@ impl Scheduler {
         sender: &mpsc::UnboundedSender<Input>,
     ) {
         self.binder.tell_failure(pod, &message);
-        if state.told.get(&pod.key) == Some(&message) {
+        let first = || Told { message: String::new(), since: Timestamp::now(), writing: None };
+        let told = state.told.entry(pod.key.clone()).or_insert_with(first);
+        if told.message == message {
             return;
         }
-        state.told.insert(pod.key.clone(), message.clone());
-        let (binder, pod) = (self.binder.clone(), pod.clone());
+        told.message.clone_from(&message);
+        let (binder, pod, since, before) =
+            (self.binder.clone(), pod.clone(), told.since, told.writing.take());
         let (sender, binds) = (sender.clone(), state.binds.clone());
-        tokio::spawn(async move {
+        told.writing = Some(tokio::spawn(async move {
+            finish(before).await;
             let _place = binds.acquire_owned().await.ok();
-            if let Err(error) = binder.note_unschedulable(&pod, &message).await {
-                tracing::warn!(pod = %pod.key, "cannot note in the pod that it does not fit: {error}");
-                let _ = sender.send(Input::Unnoted(pod.key.clone()));
+            match binder.note_unschedulable(&pod, &message, since).await {
+                Ok(()) => {}
+                // It is gone, or another pod has its name.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => {
+                    tracing::warn!(pod = %pod.key, "cannot note in the pod that it does not fit: {error}");
+                    let _ = sender.send(Input::Unnoted(pod.key.clone()));
+                }
             }
-        });
+        }));
     }
 
     fn bound(
@@ -291,6 +313,13 @@ impl Scheduler {
                 state.cache.forget(&pod.key, &pod.uid)
             }
         }
+    }
+}
+
+async fn finish(writing: Option<JoinHandle<()>>) {
+    if let Some(writing) = writing {
+        // It never panics, and nobody aborts it.
+        let _ = writing.await;
     }
 }
 
