@@ -1,5 +1,6 @@
 //! The scheduler's loop against an API server that the test plays: what it watches is fed by hand, and each binding
 //! is answered by hand.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of a test fail as the test does")]
 
 use std::convert::Infallible;
 use std::sync::Arc;
