@@ -9,7 +9,7 @@ use keelson_proto::etcd::storepb::command::Operation;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Server, check, status};
+use super::{Server, check, long, status};
 use crate::apply::Response as Applied;
 use crate::mvcc;
 
@@ -28,8 +28,9 @@ impl Kv for Server {
         if !request.serializable {
             self.read_barrier().await?;
         }
-        let (mut response, revision) =
-            self.state.store.range(&request).map_err(|error| self.read_failed(error))?;
+        let read = || self.state.store.range(&request);
+        let found = if request.range_end.is_empty() { read() } else { long(read) };
+        let (mut response, revision) = found.map_err(|error| self.read_failed(error))?;
         response.header = self.header(revision);
         Ok(Response::new(response))
     }
@@ -75,8 +76,11 @@ impl Kv for Server {
             if !mvcc::is_serializable(&request) {
                 self.read_barrier().await?;
             }
-            let view = self.state.store.view();
-            (view.revision(), view.txn(&request).map_err(|error| self.read_failed(error))?)
+            let read = || {
+                let view = self.state.store.view();
+                Ok((view.revision(), view.txn(&request)?))
+            };
+            long(read).map_err(|error| self.read_failed(error))?
         } else {
             if check::puts(&request) {
                 self.check_space()?;

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{ETCD_VERSION, Server, status};
+use super::{ETCD_VERSION, Server, long, status};
 use crate::node::Event;
 
 const SECTOR: usize = 512;
@@ -32,7 +32,7 @@ impl Server {
 
     fn hash_at(&self, revision: i64) -> Result<(u32, i64), Status> {
         let (hash, compacted, _) =
-            self.state.store.hash(revision).map_err(|error| self.read_failed(error))?;
+            long(|| self.state.store.hash(revision)).map_err(|error| self.read_failed(error))?;
         Ok((hash, compacted))
     }
 }

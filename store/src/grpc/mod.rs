@@ -117,6 +117,12 @@ impl Drop for Flight<'_> {
     }
 }
 
+/// Runs a read whose length the client decides. The runtime has few threads, and they carry the peers' heartbeats: two
+/// long lists at once would cost the leader its place.
+fn long<T>(read: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(read)
+}
+
 impl Server {
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { cluster, member, state, shared, metrics, events, peers, limits, stopping, seed } = parts;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Server, Service, status};
+use super::{Server, Service, long, status};
 use crate::mvcc::{KeyRange, MvccError, Store};
 use crate::watch::{Change, Item, Stream, history};
 
@@ -319,7 +319,8 @@ impl Session {
                 }
                 Err(revision) => revision,
             };
-            match history(store, &watcher.range, watcher.next, through, watcher.prev_kv) {
+            let read = || history(store, &watcher.range, watcher.next, through, watcher.prev_kv);
+            match long(read) {
                 Ok(found) => {
                     watcher.next = found.through + 1;
                     let events = watcher.events(store, &found.changes).map_err(|_| Ended)?;
@@ -341,7 +342,7 @@ impl Session {
                     return Err(Ended);
                 }
             }
-            // History is read without waiting for anything; others get their turn.
+            // Nothing here waits; others get their turn.
             tokio::task::yield_now().await;
         }
         self.offer_progress();
