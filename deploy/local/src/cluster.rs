@@ -233,7 +233,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Builds `localhost/busybox:latest` and loads it into every node's runtime.
+    /// Builds `localhost/busybox` and loads it into every node's runtime.
     pub fn load_demo_image(&self, busybox: &Path) -> Result<(), ClusterError> {
         let archive = self.layout().images().join("busybox.tar");
         images::busybox(busybox)?.save(&archive)?;

@@ -28,8 +28,8 @@ pub enum ImageError {
 /// What goes into an image.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// Full name with tag, such as `localhost/pause:latest`.
-    pub name: String,
+    /// Full names with tags, such as `localhost/pause:latest`.
+    pub names: Vec<String>,
     /// Files as (path on this machine, path in the image); modes are kept.
     pub files: Vec<(PathBuf, String)>,
     /// Symbolic links as (path in the image, target).
@@ -52,7 +52,7 @@ pub fn program(name: &str, binary: &Path, target: &str, user: &str) -> Result<Im
     let mut files = vec![(binary.to_owned(), target.to_owned())];
     files.extend(shared_libraries(binary)?);
     Ok(Image {
-        name: name.to_owned(),
+        names: vec![name.to_owned()],
         files,
         links: Vec::new(),
         texts: Vec::new(),
@@ -62,6 +62,10 @@ pub fn program(name: &str, binary: &Path, target: &str, user: &str) -> Result<Im
     })
 }
 
+/// A name for commands that cannot say `imagePullPolicy`: with the tag `latest` a pod always pulls.
+pub const BUSYBOX: &str = "localhost/busybox:1";
+pub const BUSYBOX_LATEST: &str = "localhost/busybox:latest";
+
 /// Debian's static busybox with a link for each of its applets.
 pub fn busybox(binary: &Path) -> Result<Image, ImageError> {
     let path = binary.to_string_lossy();
@@ -69,7 +73,7 @@ pub fn busybox(binary: &Path) -> Result<Image, ImageError> {
     let mut files = vec![(binary.to_owned(), "/bin/busybox".to_owned())];
     files.extend(shared_libraries(binary)?);
     Ok(Image {
-        name: "localhost/busybox:latest".to_owned(),
+        names: vec![BUSYBOX.to_owned(), BUSYBOX_LATEST.to_owned()],
         files,
         links: applets
             .lines()
@@ -128,7 +132,7 @@ impl Image {
         let config_name = format!("{}.json", hex(&Sha256::digest(&config)));
         let layer_name = format!("{layer_digest}/layer.tar");
         let manifest =
-            json!([{ "Config": config_name, "RepoTags": [self.name], "Layers": [layer_name] }]).to_string();
+            json!([{ "Config": config_name, "RepoTags": self.names, "Layers": [layer_name] }]).to_string();
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(write_error)?;
         }
@@ -144,7 +148,7 @@ impl Image {
     }
 
     fn layer(&self) -> Result<Vec<u8>, ImageError> {
-        let memory_error = |source| ImageError::Write { path: PathBuf::from(&self.name), source };
+        let memory_error = |source| ImageError::Write { path: PathBuf::from(self.names.join(" ")), source };
         let mut archive = tar::Builder::new(Vec::new());
         let inside: Vec<&str> = (self.files.iter().map(|(_, target)| target.as_str()))
             .chain(self.texts.iter().map(|(target, _)| target.as_str()))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use keelson_component_base::exit;
 use keelson_local::cluster::Cluster;
+use keelson_local::images::{BUSYBOX, BUSYBOX_LATEST};
 use keelson_local::layout::{DEFAULT_ROOT, Layout};
 use keelson_local::{dns_probe, supervisor};
 
@@ -40,7 +41,7 @@ enum Command {
         #[arg(long)]
         purge: bool,
     },
-    /// Load localhost/busybox:latest into the cluster's runtime
+    /// Load localhost/busybox, as `latest` and `1`, into the cluster's runtime
     DemoImage {
         #[command(flatten)]
         place: Place,
@@ -84,14 +85,16 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             println!("  export $(cat {})", layout.env_file().display());
             println!("  kubectl get nodes,pods -A");
             println!(
-                "  make demo-image && kubectl create deployment web --image=localhost/busybox:latest -- httpd -f -p 80"
+                "  make demo-image && kubectl create deployment web --image={BUSYBOX} --port=80 -- httpd -f -p 80"
             );
-            println!("  kubectl expose deployment web --port=80");
+            println!("  kubectl expose deployment web");
         }
         Command::Down { place, purge } => cluster(&place)?.down(purge).await?,
         Command::DemoImage { place, busybox } => {
             cluster(&place)?.load_demo_image(&busybox)?;
-            println!("localhost/busybox:latest is loaded");
+            println!(
+                "{BUSYBOX_LATEST} is loaded, also as {BUSYBOX}, for which no pod asks a registry by default"
+            );
         }
         Command::StopPods(place) => cluster(&place)?.stop_pods(),
         Command::Lookup { server, name } => {
