@@ -125,14 +125,14 @@ impl Strategy for Pod {
         match scope {
             Scope::EphemeralContainers => {
                 let containers = new.at("spec").at("ephemeralContainers").clone();
-                *new = keep_metadata(new, old);
+                *new = keep_identity(new, old);
                 if let Some(spec) = new.section("spec") {
                     spec.put("ephemeralContainers", containers);
                 }
             }
             Scope::Resize => {
                 let wanted = new.at("spec").clone();
-                *new = keep_metadata(new, old);
+                *new = keep_identity(new, old);
                 let Some(spec) = new.section("spec") else { return };
                 for list in ["containers", "initContainers"] {
                     for container in spec.items(list) {
@@ -217,10 +217,15 @@ impl Strategy for Pod {
     }
 }
 
-/// The old pod with the new one's metadata.
-fn keep_metadata(new: &mut Value, old: &Value) -> Value {
+/// The old pod with what of the new one says which it is, and who owns which field: who may add a container may not
+/// change labels or finalizers.
+fn keep_identity(new: &Value, old: &Value) -> Value {
     let mut kept = old.clone();
-    kept.copy("metadata", new);
+    if let Some(metadata) = kept.section("metadata") {
+        for field in ["name", "namespace", "uid", "resourceVersion", "managedFields"] {
+            metadata.copy(field, new.at("metadata"));
+        }
+    }
     kept
 }
 

@@ -293,8 +293,11 @@ fn ephemeral_containers_and_resize() {
         pod["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": "i", "imagePullPolicy": "Always",
             "terminationMessagePolicy": "File"}]);
         pod["spec"]["hostname"] = json!("ignored");
+        pod["metadata"]["labels"] = json!({"stolen": "x"});
+        pod["metadata"]["finalizers"] = json!(["a/b"]);
     });
     assert_eq!((causes, new["spec"].get("hostname")), (vec![], None));
+    assert_eq!((new["metadata"]["labels"].get("stolen"), new["metadata"].get("finalizers")), (None, None));
     let (_, causes) = update(Scope::EphemeralContainers, |pod| {
         pod["spec"]["ephemeralContainers"] = json!([{"name": "c", "image": "i", "imagePullPolicy": "Always",
             "terminationMessagePolicy": "File", "ports": [{"containerPort": 1, "protocol": "TCP"}]}]);
