@@ -143,6 +143,12 @@ fn confirm_no_escalation(
     wanted: &[PolicyRule],
     rbac: &Rbac,
 ) -> Result<(), String> {
+    if wanted.iter().map(combinations).fold(0, usize::saturating_add) > MAX_COMBINATIONS {
+        return Err(format!(
+            "user {:?} is attempting to grant more than {MAX_COMBINATIONS} combinations of verbs and things: they cannot be checked",
+            user.name
+        ));
+    }
     let (held, errors) = rbac.rules_for(user, namespace);
     let missing: Vec<Atom> =
         wanted.iter().flat_map(break_down).filter(|atom| !held.iter().any(|rule| atom.is_in(rule))).collect();
@@ -176,6 +182,16 @@ pub fn uncovered(wanted: &[PolicyRule], held: &[PolicyRule]) -> Vec<PolicyRule> 
 enum Atom {
     Resource { group: Box<str>, resource: Box<str>, name: Option<Box<str>>, verb: Box<str> },
     Url { url: Box<str>, verb: Box<str> },
+}
+
+/// A few kilobytes of lists multiply to more than any memory holds.
+const MAX_COMBINATIONS: usize = 200_000;
+
+/// How many atoms [`break_down`] would make.
+fn combinations(rule: &PolicyRule) -> usize {
+    let resources = rule.resources.len().saturating_mul(rule.resource_names.len().max(1));
+    let things = rule.api_groups.len().saturating_mul(resources).saturating_add(rule.non_resource_urls.len());
+    rule.verbs.len().saturating_mul(things)
 }
 
 fn break_down(rule: &PolicyRule) -> Vec<Atom> {
@@ -319,6 +335,12 @@ mod tests {
         check("reader", labelled, Some(pods(&["create"])), Some(&refusal));
         check("granter", pods(&["create"]), None, None);
         check("root", pods(&["create"]), None, None);
+
+        let many: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let bomb = role("ns", "r", &json!([{"verbs": many, "apiGroups": many, "resources": many}]));
+        let reader = UserInfo::new("reader", &[]);
+        let refused = outcome(check_role(&reader, RoleKind::Role, &bomb, None, &rbac, &rbac)).unwrap();
+        assert!(refused.ends_with("they cannot be checked"), "{refused}");
     }
 
     #[test]
