@@ -8,6 +8,7 @@
 //! replaces.
 
 mod event;
+mod leases;
 mod pending;
 mod shared;
 
@@ -17,8 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use keelson_proto::etcd::etcdserverpb::LeaseRevokeRequest;
-use keelson_proto::etcd::storepb::{Command, command::Operation};
+use keelson_proto::etcd::storepb::Command;
 use keelson_raft::{
     Dropped, Entry, EntryType, Group, Message, MessageType, Output, Role, SnapshotStatus, Write,
 };
@@ -35,10 +35,9 @@ use crate::lease::Deadlines;
 use crate::metrics::Metrics;
 use crate::snapshot::{self, Job, Keeper, Outgoing, SnapshotError, Snapshots};
 use crate::wal::{self, WalHandle};
+use leases::{keep_alive, time_to_live};
 use pending::{Pending, Proposal};
 
-/// Leases whose revocation is proposed in one tick.
-const EXPIRE_BATCH: usize = 256;
 /// Entries kept in memory for followers that are a little behind.
 const LOG_KEEP: usize = 8 << 20;
 /// WAL bytes above which a snapshot is made, so that the log can be cut.
@@ -276,20 +275,6 @@ impl Node {
                 self.resign();
             }
             self.expire_leases();
-        }
-    }
-
-    /// Proposes to revoke what has run out. Never by way of another leader, which may have just come to be: it has
-    /// given all leases their full time, and renewed some that this member knows nothing of.
-    fn expire_leases(&mut self) {
-        let leader = self.parts.group.status().role == Role::Leader;
-        if !leader || self.parts.state.store.values.is_full() {
-            return;
-        }
-        for id in self.deadlines.take_expired(self.parts.clock.now(), EXPIRE_BATCH) {
-            let operation = Operation::LeaseRevoke(LeaseRevokeRequest { id });
-            // Without an answer, and dropped rather than deferred: should it be lost, the lease is offered again.
-            let _ = self.propose(Proposal { operation, reply: None, deadline: self.now });
         }
     }
 
@@ -549,45 +534,6 @@ impl Node {
                 }
             }
         }
-    }
-}
-
-/// Renews a lease. A ttl of 0: there is none, or it has run out.
-fn keep_alive(
-    parts: &Parts,
-    deadlines: &mut Deadlines,
-    leading: bool,
-    id: i64,
-) -> Result<LeaseAnswer, Refused> {
-    if !leading {
-        return Err(Refused::NotLeader);
-    }
-    let now = parts.clock.now();
-    match parts.state.leases.read().ttl(id) {
-        Some(ttl) if !deadlines.is_expired(id, now) => {
-            deadlines.set(id, ttl, now);
-            Ok(LeaseAnswer { ttl, granted: ttl })
-        }
-        _ => Ok(LeaseAnswer { ttl: 0, granted: 0 }),
-    }
-}
-
-/// How long a lease has left. A ttl of -1: there is none.
-fn time_to_live(
-    parts: &Parts,
-    deadlines: &Deadlines,
-    leading: bool,
-    id: i64,
-) -> Result<LeaseAnswer, Refused> {
-    if !leading {
-        return Err(Refused::NotLeader);
-    }
-    match parts.state.leases.read().ttl(id) {
-        Some(granted) => {
-            let ttl = deadlines.left(id, parts.clock.now()).unwrap_or(granted);
-            Ok(LeaseAnswer { ttl, granted })
-        }
-        None => Ok(LeaseAnswer { ttl: -1, granted: 0 }),
     }
 }
 

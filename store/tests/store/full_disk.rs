@@ -63,6 +63,9 @@ impl Drop for Tmpfs {
     }
 }
 
+/// MiB that are too few for a segment of the log, while the tree can finish what it had begun.
+const LITTLE: u64 = 4;
+
 /// A member on a disk of 160 MiB, which runs.
 async fn member_on_small_disk() -> (Member, Tmpfs) {
     let mut member = harness::members(1).remove(0);
@@ -131,7 +134,7 @@ async fn a_disk_that_fills_up_slowly() {
     let error = eventually("it is noticed", || async { client.put("refused", "x").await.err() }).await;
     assert_eq!(error.message(), "etcdserver: mvcc: database space exceeded");
     assert_eq!(client.get("before").await.unwrap().unwrap(), b"x", "reads go on");
-    disk.fill(0);
+    disk.fill(LITTLE);
     write_until_nothing_is_accepted(&client).await;
     assert_eq!(client.get("before").await.unwrap().unwrap(), b"x", "reads still go on");
     assert!(member.log().contains("no space left for the write-ahead log"));
@@ -162,7 +165,7 @@ async fn a_leader_on_a_full_disk_hands_over() {
         let mut maintenance = members[first].client().maintenance;
         maintenance.move_leader(MoveLeaderRequest { target_id }).await.unwrap();
     }
-    disk.fill(0);
+    disk.fill(LITTLE);
     let client = members[1].client();
     let mut serial = 0;
     while client.status().await.unwrap().leader == target_id {
