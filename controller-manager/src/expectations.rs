@@ -2,12 +2,14 @@
 //! behind never makes it create or delete twice. Expectations that were not met in five minutes are given up.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use keelson_client::cache::{Cache, Event};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::meta::ObjectKey;
+use crate::meta::{HasMeta, ObjectKey};
 
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -61,6 +63,17 @@ impl Expectations {
     /// The object is gone.
     pub fn forget(&self, key: &ObjectKey) {
         self.0.lock().remove(key);
+    }
+
+    /// Forgets what was expected of owners that are gone: another of the same name must not wait for it. To be called
+    /// before anything else subscribes to the owners.
+    pub fn follow<P: HasMeta + Send + Sync + 'static>(self: &Arc<Self>, owners: &Cache<P>) {
+        let expectations = self.clone();
+        owners.subscribe(move |event| {
+            if let Event::Deleted(last) = event {
+                expectations.forget(&last.meta().key());
+            }
+        });
     }
 }
 

@@ -82,6 +82,7 @@ pub async fn run(context: Context) {
         expectations: Arc::default(),
         backoffs: Backoffs::default(),
     };
+    controller.expectations.follow(&controller.sets);
     sync::enqueue(&controller.sets, &queue);
     observe_pods(&controller.pods, "DaemonSet", controller.expectations.clone());
     let (sets, to_queue) = (controller.sets.clone(), queue.clone());

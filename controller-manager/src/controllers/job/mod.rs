@@ -40,6 +40,8 @@ const OWN_NAME: &str = "kubernetes.io/job-controller";
 /// What is remembered of a Job between two looks.
 #[derive(Default)]
 struct Memory {
+    /// Of the Job: another of its name starts without failures.
+    uid: String,
     failures: Failures,
     /// Uids of pods whose finalizer was removed, until the cache shows it.
     released: HashSet<String>,
@@ -69,6 +71,7 @@ pub async fn run(context: Context) {
         memories: Arc::default(),
     };
     controller.jobs.wait_synced().await;
+    controller.expectations.follow(&controller.jobs);
     sync::enqueue(&controller.jobs, &queue);
     observe_pods(&controller.pods, "Job", controller.expectations.clone());
     observe_finalizers(&controller.pods, controller.memories.clone());
@@ -158,6 +161,9 @@ impl Jobs {
         let (failures, released) = {
             let mut memories = self.memories.lock();
             let memory = memories.entry(key.clone()).or_default();
+            if memory.uid != meta.uid {
+                *memory = Memory { uid: meta.uid.clone(), ..Memory::default() };
+            }
             (memory.failures, memory.released.clone())
         };
         let now = Timestamp::now();

@@ -41,6 +41,7 @@ pub async fn run(context: Context) {
         pods: context.informers().pods(),
         expectations: Arc::default(),
     };
+    controller.expectations.follow(&controller.sets);
     sync::enqueue(&controller.sets, &queue);
     observe_pods(&controller.pods, "ReplicaSet", controller.expectations.clone());
     let (sets, to_queue) = (controller.sets.clone(), queue.clone());
