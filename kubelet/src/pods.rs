@@ -312,15 +312,34 @@ impl Pods {
 
     /// Ends what no source wants, for as long as the kubelet runs.
     pub async fn housekeeping(self: Arc<Self>, cancel: CancellationToken) {
+        let mut burstable = 0;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(HOUSEKEEPING) => {}
                 () = cancel.cancelled() => return,
             }
+            self.weigh_burstable(&mut burstable);
             // Before the runtime has been listed nothing says what is in use.
             if self.sources_ready() && self.runtime_events.healthy().is_ok() {
                 self.remove_orphans().await;
             }
+        }
+    }
+
+    /// Together the Burstable pods get the CPU that they ask for; without it they would get hardly any
+    /// beside a busy Guaranteed one. `told` is what their class was given last.
+    fn weigh_burstable(&self, told: &mut i64) {
+        let pods = self.list();
+        let active = pods
+            .iter()
+            .filter(|(_, status)| !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
+        let cpu = resources::burstable_cpu(active.filter_map(|(pod, _)| pod.spec.as_ref()));
+        if cpu == *told {
+            return;
+        }
+        match self.kubelet.cgroups.set_burstable(cpu) {
+            Ok(()) => *told = cpu,
+            Err(error) => tracing::warn!(%error, cpu, "weighing the Burstable pods"),
         }
     }
 

@@ -49,13 +49,11 @@ pub async fn pod(kubelet: &Kubelet, pod: &Pod, observed: &ObservedPod, grace: i6
     sandboxes(kubelet, observed).await
 }
 
-/// Stops all sandboxes, ready or not: a stopped one releases its network only once.
+/// Stops all sandboxes, ready or not: one whose processes the machine's restart took still has its address.
 pub async fn sandboxes(kubelet: &Kubelet, observed: &ObservedPod) -> Result<()> {
     for sandbox in &observed.sandboxes {
-        if sandbox.ready {
-            let request = cri::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
-            kubelet.runtime.stop_pod_sandbox(request).await?;
-        }
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
+        ignore_gone(kubelet.runtime.stop_pod_sandbox(request).await.map(|_| ()))?;
     }
     Ok(())
 }

@@ -109,6 +109,12 @@ pub fn qos(spec: &PodSpec) -> &'static str {
     }
 }
 
+/// Milli-CPU that the Burstable ones of these pods ask for together.
+pub fn burstable_cpu<'a>(pods: impl IntoIterator<Item = &'a PodSpec>) -> i64 {
+    let burstable = pods.into_iter().filter(|spec| qos(spec) == BURSTABLE);
+    burstable.fold(0, |sum, spec| sum.saturating_add(pod_requests(spec).cpu))
+}
+
 /// cgroup v1 `cpu.shares` of so many milli-CPU.
 pub fn shares(milli: i64) -> u64 {
     (u64::try_from(milli).unwrap_or(0) * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)

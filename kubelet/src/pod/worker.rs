@@ -248,6 +248,10 @@ impl Worker {
                 let _ = kubelet.runtime.remove_container(request).await;
             }
         }
+        if plan.kill.iter().any(|victim| victim.cause == plan::KillCause::Unknown) {
+            // The runtime may need a while to know its own containers again.
+            return Next::Wait(RETRY);
+        }
         if !plan.kill.is_empty() {
             // Their exit is what the restart is decided and counted from.
             return Next::Again;

@@ -10,7 +10,7 @@ use k8s_openapi::{
     api::core::v1::{
         Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
         ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
-        PodSpec, PodStatus, ResourceRequirements,
+        PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -56,6 +56,8 @@ pub struct Inputs<'a> {
     pub terminated: bool,
     /// What containers were last given, by id.
     pub given: &'a HashMap<String, ResourceRequirements>,
+    /// Whether the runtime makes mounts read-only all the way down.
+    pub recursive_read_only: bool,
     pub now: Timestamp,
 }
 
@@ -244,6 +246,7 @@ fn container_status(
             let given = inputs.given.get(&newest.id).or(container.resources.as_ref()).cloned();
             status.allocated_resources = given.as_ref().and_then(|r| r.requests.clone());
             status.resources = given.filter(|r| r.requests.is_some() || r.limits.is_some());
+            status.volume_mounts = volume_mounts(container, inputs.recursive_read_only);
         }
         State::Created => status.state = Some(waiting(waiting_reason, None)),
         State::Exited { exit_code, .. } => {
@@ -279,6 +282,27 @@ fn container_status(
         }
     }
     status
+}
+
+/// What of the pod's volumes a container has, and whether read-only ones are so all the way down.
+fn volume_mounts(container: &Spec, recursive: bool) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_ref()?.iter().map(|mount| {
+        let enabled = match mount.recursive_read_only.as_deref() {
+            Some("Enabled") => true,
+            Some("IfPossible") => recursive,
+            _ => false,
+        };
+        let read_only = mount.read_only.filter(|&read_only| read_only);
+        let depth = if enabled { "Enabled" } else { "Disabled" };
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only,
+            recursive_read_only: read_only.map(|_| depth.to_owned()),
+            ..Default::default()
+        }
+    });
+    Some(mounts.collect()).filter(|mounts: &Vec<_>| !mounts.is_empty())
 }
 
 /// A container that the runtime has no record of.

@@ -80,6 +80,7 @@ fn run(pod: &Pod, containers: &[&str], case: &Case<'_>) -> PodStatus {
         terminating: case.terminating,
         terminated: case.terminated,
         given: &HashMap::new(),
+        recursive_read_only: true,
         now: Timestamp::from_second(10).unwrap(),
     })
 }
@@ -172,4 +173,21 @@ fn an_evicted_pod_fails_with_its_reason() {
     let case = Case { previous: status, terminated: true, ..Case::default() };
     let status = run(&one("Always"), &["c:exit137"], &case);
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Evicted")));
+}
+
+#[test]
+fn mounts_are_told_with_their_depth() {
+    let pod = pod(serde_json::json!({"containers": [{"name": "c", "volumeMounts": [
+        {"name": "a", "mountPath": "/a"},
+        {"name": "b", "mountPath": "/b", "readOnly": true},
+        {"name": "c", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "IfPossible"}]}]}));
+    let status = run(&pod, &["c:run"], &Case::default()).container_statuses.unwrap().remove(0);
+    let found = serde_json::to_value(status.volume_mounts).unwrap();
+    assert_eq!(
+        found,
+        serde_json::json!([
+            {"name": "a", "mountPath": "/a"},
+            {"name": "b", "mountPath": "/b", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "c", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"}])
+    );
 }

@@ -179,6 +179,16 @@ async fn accept(
     Ok((stream, address, slot))
 }
 
+/// Has the kernel ask a silent client whether it is still there, as often as Go's servers do: a stream to one that
+/// vanished would stay open for ever.
+fn keep_alive(stream: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    const SECONDS: u32 = 15;
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &SECONDS);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &SECONDS);
+}
+
 async fn serve_connection(
     stream: TcpStream,
     address: SocketAddr,
@@ -187,6 +197,7 @@ async fn serve_connection(
     cancel: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
+    keep_alive(&stream);
     let Some(tls) = tls else {
         serve_stream(stream, Peer { address, certificates: Arc::from([]) }, endpoints, cancel).await;
         return;

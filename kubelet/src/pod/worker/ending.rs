@@ -13,7 +13,7 @@ use super::{Life, Next, RETRY, Worker, timing::MINIMUM_POLL};
 use crate::{
     context::Kubelet,
     pod::{Desired, Source, describe, kill},
-    runtime::observe::ObservedPod,
+    runtime::observe::{ObservedPod, State},
 };
 
 impl Worker {
@@ -29,7 +29,8 @@ impl Worker {
                 if let Err(error) = kill::pod(&kubelet, pod, observed, self.grace(desired)).await {
                     return self.sync_failed(pod, "FailedKillPod", &format!("error killing pod: {error}"));
                 }
-                return Next::Again;
+                let unknown = observed.containers.iter().any(|c| matches!(c.state, State::Unknown));
+                return if unknown { Next::Wait(RETRY) } else { Next::Again };
             }
             self.probes.stop();
             self.publish(desired, observed, true);

@@ -39,6 +39,8 @@ impl Worker {
             terminating: deleting,
             terminated,
             given: self.given(),
+            // The default handler's; others are rare, and runc serves them too.
+            recursive_read_only: self.kubelet.runtime_condition.read().recursive_read_only.contains(""),
             now,
         });
         // Conditions that others own are theirs to change: what the API server last said of them holds.
