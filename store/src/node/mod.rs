@@ -42,6 +42,9 @@ use pending::{Pending, Proposal};
 const LOG_KEEP: usize = 8 << 20;
 /// WAL bytes above which a snapshot is made, so that the log can be cut.
 const SNAPSHOT_AT: u64 = 48 << 20;
+/// How long a member to which a snapshot could not be sent waits for the next one: each is made afresh, and a peer whose
+/// disk is full would keep this one writing snapshots all the time.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(3);
 /// WAL bytes to be written between two snapshots.
 const SNAPSHOT_EVERY: u64 = 16 << 20;
 
@@ -105,6 +108,8 @@ pub struct Node {
     applied_term: u64,
     /// A snapshot that was installed: its index, and the write that makes consensus know of it.
     installed: Option<(u64, u64)>,
+    /// Members to which a snapshot could not be sent, with the tick at which consensus is told.
+    failed_snapshots: Vec<(u64, u64)>,
     snapshot_under_way: bool,
     snapshot_at_written: u64,
 }
@@ -161,6 +166,7 @@ impl Node {
             persisted: 0,
             applied_term,
             installed: None,
+            failed_snapshots: Vec::new(),
             snapshot_under_way: false,
             snapshot_at_written: 0,
         }
@@ -196,9 +202,12 @@ impl Node {
                     tracing::debug!(%error, "a peer's snapshot is ignored");
                 }
             }
-            Event::SnapshotSent { to, ok } => {
-                let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-                self.parts.group.snapshot_sent(to, status);
+            Event::SnapshotSent { to, ok: true } => {
+                self.parts.group.snapshot_sent(to, SnapshotStatus::Finish);
+            }
+            Event::SnapshotSent { to, ok: false } => {
+                let wait = SNAPSHOT_RETRY.as_millis() / self.parts.tick.as_millis().max(1);
+                self.failed_snapshots.push((self.now + wait as u64, to));
             }
             Event::Unreachable(peer) => self.parts.group.unreachable(peer),
             Event::Wal(wal::Report::Persisted(number)) => self.persisted(number),
@@ -251,6 +260,9 @@ impl Node {
         self.now += 1;
         for reader in self.parts.group.tick() {
             reader.fail(Refused::Timeout);
+        }
+        for (_, to) in self.failed_snapshots.extract_if(.., |(at, _)| *at <= self.now) {
+            self.parts.group.snapshot_sent(to, SnapshotStatus::Failure);
         }
         // What they wait for may be long in coming: a full disk keeps this member from applying what others have.
         let late = self.reads.extract_if(.., |confirmed| confirmed.deadline <= self.now);
