@@ -23,6 +23,8 @@ use tokio::time::Instant;
 
 const BASE_DELAY: Duration = Duration::from_millis(5);
 const MAX_DELAY: Duration = Duration::from_secs(1000);
+/// After so many failures in a row (five seconds and more) also those are told of that are to be expected.
+const PERSISTENT: u32 = 10;
 const BUCKET_RATE: f64 = 10.0;
 const BUCKET_BURST: f64 = 100.0;
 
@@ -402,6 +404,10 @@ impl<Key: Clone + Eq + Hash + Send + 'static> Queue<Key> {
                                     error,
                                     "Work failed, will try again"
                                 );
+                            }
+                            // A cache catches up sooner than this: what lasts is something else.
+                            Setback::Outdated(error) if self.failures(&key) >= PERSISTENT => {
+                                tracing::warn!(queue = self.0.name, ?key, error, "Work keeps failing");
                             }
                             Setback::Outdated(error) => {
                                 tracing::debug!(queue = self.0.name, ?key, error, "Decided on old facts");
