@@ -19,7 +19,7 @@ use crate::{
     events::Type,
     mirror::Mirrors,
     pod::{
-        Desired, End, Mirror, Source, kill,
+        Desired, End, Mirror, Source, kill, resources,
         worker::{Handle, Worker, ending},
     },
     runtime::{events::Events as RuntimeEvents, names},
@@ -329,11 +329,12 @@ impl Pods {
     /// Together the Burstable pods get the CPU that they ask for; without it they would get hardly any
     /// beside a busy Guaranteed one. `told` is what their class was given last.
     fn weigh_burstable(&self, told: &mut i64) {
-        let pods = self.list();
-        let active = pods
-            .iter()
-            .filter(|(_, status)| !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
-        let cpu = resources::burstable_cpu(active.filter_map(|(pod, _)| pod.spec.as_ref()));
+        let over = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let table = self.table.lock();
+        let active = table.entries.values().filter(|entry| !over(&entry.handle.status.borrow()));
+        let pods: Vec<Arc<Pod>> = active.map(|entry| entry.handle.desired.borrow().pod.clone()).collect();
+        drop(table);
+        let cpu = resources::burstable_cpu(pods.iter().filter_map(|pod| pod.spec.as_ref()));
         if cpu == *told {
             return;
         }

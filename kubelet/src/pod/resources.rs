@@ -210,6 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn burstable_pods_are_weighed_together() {
+        let pods = [
+            spec(serde_json::json!({})),
+            spec(serde_json::json!({"requests": {"cpu": "100m"}})),
+            spec(serde_json::json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}})),
+            spec(serde_json::json!({"limits": {"cpu": "1", "memory": "1Mi"}})),
+        ];
+        assert_eq!(burstable_cpu(&pods), 600);
+        assert_eq!(burstable_cpu(&pods[..1]), 0);
+    }
+
+    #[test]
     fn oom_scores() {
         let check = |resources: serde_json::Value, expected: i64| {
             let spec = spec(resources);
