@@ -427,6 +427,28 @@ async fn pods_are_bound_and_evicted() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_selected_by_either_name() {
+    let cluster = Cluster::start().await;
+    let core = "/api/v1/namespaces/default/events";
+    for name in ["a", "b"] {
+        let about = json!({"kind": "Pod", "namespace": "default", "name": name});
+        let event =
+            json!({"metadata": {"name": name}, "involvedObject": about, "reason": "R", "type": "Normal"});
+        cluster.post(core, &event).await.ok();
+    }
+    let events = "/apis/events.k8s.io/v1/namespaces/default/events";
+    for path in [
+        format!("{core}?fieldSelector=involvedObject.name%3Db"),
+        format!("{events}?fieldSelector=regarding.name%3Db"),
+    ] {
+        let items = cluster.get(&path).await.ok()["items"].clone();
+        let names: Vec<&Value> =
+            items.as_array().unwrap().iter().map(|item| &item["metadata"]["name"]).collect();
+        assert_eq!(names, ["b"], "{path}");
+    }
+}
+
 /// Every number that a client may send is one that the server can add to.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_numbers_are_numbers() {

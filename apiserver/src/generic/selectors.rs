@@ -65,7 +65,7 @@ impl Selection {
     ) -> Result<Self, Status> {
         let labels: Selector =
             label_selector.parse().map_err(|error| Status::bad_request(format!("{error}")))?;
-        let fields: FieldSelector =
+        let mut fields: FieldSelector =
             field_selector.parse().map_err(|error| Status::bad_request(format!("{error}")))?;
         let resource = &served.kind.resource;
         for term in &fields.terms {
@@ -81,6 +81,15 @@ impl Selection {
                 } else {
                     format!("field label not supported: {field}")
                 }));
+            }
+        }
+        // Objects are kept, and their fields known, in the stored form.
+        if let Some(conversion) = &served.kind.conversion {
+            for term in &mut fields.terms {
+                let renamed = conversion.fields.iter().find(|(served, _)| *served == term.field);
+                if let Some((_, stored)) = renamed {
+                    term.field = (*stored).to_owned();
+                }
             }
         }
         let namespace = if resource.namespaced { namespace } else { "" };
