@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use crate::labels::{self, Labels};
 use crate::pod::{PodInfo, PodKey, PodState};
 use crate::resources::Resources;
 
 /// What scheduling needs of a node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeFacts {
-    pub labels: Box<[(Box<str>, Box<str>)]>,
+    pub labels: Labels,
     pub taints: Box<[Taint]>,
     pub unschedulable: bool,
     pub allocatable: Resources,
@@ -29,9 +30,8 @@ impl NodeFacts {
         let status = node.status.as_ref();
         let allocatable = status.and_then(|s| s.allocatable.as_ref());
         let (allocatable, allowed_pods) = allocatable.map(Resources::of_node).unwrap_or_default();
-        let boxed = |pair: (&String, &String)| (pair.0.as_str().into(), pair.1.as_str().into());
         Self {
-            labels: node.metadata.labels.iter().flatten().map(boxed).collect(),
+            labels: labels::of(node.metadata.labels.as_ref()),
             taints: spec.and_then(|s| s.taints.clone()).unwrap_or_default().into(),
             unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or_default(),
             allocatable,
@@ -40,7 +40,7 @@ impl NodeFacts {
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
+        labels::get(&self.labels, key)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod config;
 pub mod cycle;
 pub mod framework;
+pub mod labels;
 pub mod metrics;
 pub mod namespaces;
 pub mod plugins;

@@ -5,14 +5,7 @@ use std::collections::HashMap;
 use keelson_objects::labels::Selector;
 
 use crate::cache::Change;
-
-/// Keys and values; few enough to be searched one by one.
-pub type Labels = Box<[(Box<str>, Box<str>)]>;
-
-/// The value of a label.
-pub fn label<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
-    labels.iter().find(|(k, _)| **k == *key).map(|(_, value)| &**value)
-}
+use crate::labels::{self, Labels};
 
 #[derive(Debug, Default)]
 pub struct Namespaces(HashMap<Box<str>, Labels>);
@@ -33,6 +26,6 @@ impl Namespaces {
 
     /// Whether a namespace has the labels that are asked for. One that is not known has none.
     pub fn is_selected(&self, name: &str, selector: &Selector) -> bool {
-        selector.matches_with(|key| label(self.0.get(name)?, key))
+        selector.matches_with(|key| labels::get(self.0.get(name)?, key))
     }
 }

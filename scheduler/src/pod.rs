@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Affinity, Pod, PodSpec, Toleration, TopologySpreadConstraint};
 use keelson_objects::pods;
 
+use crate::labels::{self, Labels};
 use crate::resources::Resources;
 
 /// Namespace and name.
@@ -42,7 +43,7 @@ impl HostPort {
 /// What a pod asks for beyond resources; most pods ask for little of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wishes {
-    pub node_selector: Vec<(Box<str>, Box<str>)>,
+    pub node_selector: Labels,
     pub affinity: Option<Affinity>,
     pub tolerations: Vec<Toleration>,
     pub spread: Vec<TopologySpreadConstraint>,
@@ -53,7 +54,7 @@ pub struct Wishes {
 pub struct PodInfo {
     pub key: PodKey,
     pub uid: Box<str>,
-    pub labels: Box<[(Box<str>, Box<str>)]>,
+    pub labels: Labels,
     pub priority: i32,
     pub requests: Resources,
     pub host_ports: Box<[HostPort]>,
@@ -66,7 +67,7 @@ pub struct PodInfo {
 impl PodInfo {
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
+        labels::get(&self.labels, key)
     }
 }
 
@@ -104,7 +105,6 @@ pub fn project(pod: &Pod, scheduler_name: &str) -> Option<(PodKey, PodState)> {
 }
 
 fn info(key: &PodKey, pod: &Pod, spec: &PodSpec) -> PodInfo {
-    let boxed = |pair: (&String, &String)| (pair.0.as_str().into(), pair.1.as_str().into());
     let host_network = spec.host_network == Some(true);
     let sidecars = spec.init_containers.iter().flatten().filter(|container| pods::is_sidecar(container));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
@@ -120,14 +120,14 @@ fn info(key: &PodKey, pod: &Pod, spec: &PodSpec) -> PodInfo {
     PodInfo {
         key: key.clone(),
         uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
-        labels: pod.metadata.labels.iter().flatten().map(boxed).collect(),
+        labels: labels::of(pod.metadata.labels.as_ref()),
         priority: spec.priority.unwrap_or_default(),
         requests: Resources::of_pod(spec),
         host_ports: host_ports.collect(),
         controller: owners.into_iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str().into()),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         wishes: Box::new(Wishes {
-            node_selector: spec.node_selector.iter().flatten().map(boxed).collect(),
+            node_selector: labels::of(spec.node_selector.as_ref()),
             affinity: spec.affinity.clone(),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             spread: spec.topology_spread_constraints.clone().unwrap_or_default(),

@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::bind::{BindError, Binder};
 use crate::cache::{Cache, Change, NodeFacts};
 use crate::cycle::{self, Profile};
+use crate::labels::{self, Labels};
 use crate::metrics::{Metrics, Outcome};
-use crate::namespaces::{Labels, Namespaces};
+use crate::namespaces::Namespaces;
 use crate::pod::{self, PodInfo, PodKey, PodState};
 use crate::queue::{Attempt, Queue};
 
@@ -136,8 +137,7 @@ impl Scheduler {
         let pods = cache::start(Api::<Pod>::all(client.clone()), unfinished, project, Vec::new());
 
         let project = |namespace: PartialObjectMeta<Namespace>| {
-            let boxed = |(key, value): (&String, &String)| (key.as_str().into(), value.as_str().into());
-            let labels = namespace.metadata.labels.iter().flatten().map(boxed).collect();
+            let labels = labels::of(namespace.metadata.labels.as_ref());
             (namespace.metadata.name.unwrap_or_default(), labels)
         };
         let all = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
