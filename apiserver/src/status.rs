@@ -315,6 +315,11 @@ impl Status {
         self
     }
 
+    /// Not about the request: the store did not answer, or something here is broken.
+    pub fn is_failure_of_the_server(&self) -> bool {
+        matches!(self.reason, "InternalError" | "ServiceUnavailable" | "Timeout")
+    }
+
     pub fn retry_after_seconds(&self) -> Option<u32> {
         self.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0)
     }

@@ -21,7 +21,7 @@ impl Allocated<'_> {
     /// it wrote: then nothing is given back, or two Services could end up with one address; the repair finds what
     /// nobody holds.
     pub async fn release(self, failure: Option<&Status>) {
-        let unknown = failure.is_some_and(|status| status.code >= 500);
+        let unknown = failure.is_some_and(Status::is_failure_of_the_server);
         if let Some((services, allocations)) = self.0.filter(|_| !unknown) {
             services.release(&allocations).await;
         }

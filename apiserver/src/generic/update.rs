@@ -79,9 +79,10 @@ impl Write<'_> {
             match self.attempt(&current, name, &mut make).await {
                 Ok(Some(outcome)) => return Ok(Written { outcome, created: false }),
                 Ok(None) => fresh = true,
-                // The cached state may be old: what is wrong must be wrong for the store's state.
-                Err(_) if !fresh => fresh = true,
-                Err(status) => return Err(status),
+                // The cached state may be old: what is wrong must be wrong for the store's state. What the store itself
+                // failed at is no decision, and may have happened: a patch must not be applied twice.
+                Err(status) if fresh || status.is_failure_of_the_server() => return Err(status),
+                Err(_) => fresh = true,
             }
         }
         Err(Status::modified(qualified, name))
