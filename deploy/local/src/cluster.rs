@@ -412,7 +412,7 @@ impl Cluster {
         for name in ["kubelet", "kube-proxy", "keelson-network"] {
             self.stop(host, name)?;
         }
-        let networks = sandboxes::network_namespaces(&layout);
+        let traces = sandboxes::traces(&layout);
         if self.is_running(host, "containerd") || sandboxes::are_left(&layout) {
             let started = Instant::now();
             if let Err(error) = self.remove_sandboxes(host, &layout).await {
@@ -428,8 +428,12 @@ impl Cluster {
         if !cgroups::end_processes(&host.cgroup_root, Duration::ZERO) || !sandboxes::end_shims(&layout) {
             return Err(ClusterError::Processes { cgroup: host.cgroup_root.clone() });
         }
-        for network in networks {
-            host::remove_namespace(&network)?;
+        for network in &traces.networks {
+            host::remove_namespace(network)?;
+        }
+        for socket in traces.sockets {
+            // A shim that ended by itself took its socket along.
+            let _ = fs::remove_file(socket);
         }
         if host.namespace.is_none() {
             for name in ["kube-proxy", "keelson-network"] {
@@ -450,12 +454,16 @@ impl Cluster {
         let process =
             daemons::runtime(&self.settings, host).map_err(|source| ClusterError::File { path, source })?;
         self.start(host, &process)?;
-        let socket = layout.runtime_socket();
-        self.wait(host, "containerd", "containerd does not answer", || {
-            command::run("ctr", ["--address", &socket.to_string_lossy(), "version"])
-        })?;
-        sandboxes::remove_all(&socket).await?;
-        Ok(())
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        loop {
+            match sandboxes::remove_all(&layout.runtime_socket()).await {
+                // One that was just started does not listen yet, or has not read yet what there is.
+                Err(SandboxError::Connect(..) | SandboxError::List(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(POLL).await;
+                }
+                result => return Ok(result.map(drop)?),
+            }
+        }
     }
 }
 

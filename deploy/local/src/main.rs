@@ -84,10 +84,8 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             println!("\nThe cluster is up. Its kubeconfig is {}\n", layout.admin_kubeconfig().display());
             println!("  export $(cat {})", layout.env_file().display());
             println!("  kubectl get nodes,pods -A");
-            println!(
-                "  make demo-image && kubectl create deployment web --image={BUSYBOX} --port=80 -- httpd -f -p 80"
-            );
-            println!("  kubectl expose deployment web");
+            println!("  make demo-image && kubectl apply -f deploy/local/manifests/tour.yaml");
+            println!("  kubectl get deployments,pods,services");
         }
         Command::Down { place, purge } => cluster(&place)?.down(purge).await?,
         Command::DemoImage { place, busybox } => {

@@ -2,6 +2,7 @@
 //! stopped, so that the runtime itself removes mounts, cgroups and network interfaces; and what can be
 //! taken away of them without a runtime, should it not start any more.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -73,16 +74,30 @@ pub fn are_left(host: &HostLayout) -> bool {
     !bundles(host).is_empty() || !shims(host).is_empty()
 }
 
-/// The network namespaces that the runtime made for sandboxes which are left.
-pub fn network_namespaces(host: &HostLayout) -> Vec<String> {
-    let mut found: Vec<String> = bundles(host)
-        .iter()
-        .filter_map(|bundle| fs::read(bundle.join("config.json")).ok())
-        .filter_map(|text| network_namespace(&text))
-        .collect();
-    found.sort();
-    found.dedup();
-    found
+/// What lies outside the host's directory and is there only for containers that are left.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Names of network namespaces that the runtime made.
+    pub networks: BTreeSet<String>,
+    /// The shims' sockets.
+    pub sockets: BTreeSet<PathBuf>,
+}
+
+/// Looks for traces while the runtime still knows of the containers.
+pub fn traces(host: &HostLayout) -> Traces {
+    let mut traces = Traces::default();
+    for bundle in bundles(host) {
+        let configuration = fs::read(bundle.join("config.json")).unwrap_or_default();
+        traces.networks.extend(network_namespace(&configuration));
+        traces.sockets.extend(shim_socket(&fs::read_to_string(bundle.join("address")).unwrap_or_default()));
+    }
+    traces
+}
+
+/// The path in what a shim wrote of its address, if it is where shims have their sockets.
+fn shim_socket(address: &str) -> Option<PathBuf> {
+    let path = Path::new(address.trim().strip_prefix("unix://")?);
+    (path.parent() == Some(Path::new("/run/containerd/s"))).then(|| path.to_owned())
 }
 
 /// The name of the namespace in an OCI configuration, if the runtime made it.
@@ -149,6 +164,17 @@ mod tests {
         check("/usr/bin/containerd-shim-runc-v2 -namespace k8s.io -address /b/containerd.sock", false);
         check("ctr --address /a/containerd.sock", false);
         check("", false);
+    }
+
+    #[test]
+    fn a_shims_socket_is_read_from_its_bundle() {
+        let check = |address: &str, expected: Option<&str>| {
+            assert_eq!(shim_socket(address).as_deref(), expected.map(Path::new), "{address}");
+        };
+        check("unix:///run/containerd/s/0a1b", Some("/run/containerd/s/0a1b"));
+        check("unix:///run/containerd/containerd.sock", None);
+        check("unix:///run/containerd/s/../../x", None);
+        check("", None);
     }
 
     #[test]
