@@ -52,7 +52,7 @@ struct Resource {
     group: Arc<str>,
     kind: Arc<str>,
     /// The watch ends when this is dropped. The graph holds what it has shown, this only the names.
-    cache: Mutex<Option<Arc<Cache<Arc<Observed>>>>>,
+    cache: Mutex<Option<Arc<Cache<Observed>>>>,
 }
 
 fn is_ignored(found: &Found) -> bool {
@@ -120,9 +120,9 @@ impl Collector {
         }
     }
 
-    fn start(self: &Arc<Self>, index: usize, resource: &Resource) -> Arc<Cache<Arc<Observed>>> {
+    fn start(self: &Arc<Self>, index: usize, resource: &Resource) -> Arc<Cache<Observed>> {
         let (group, kind) = (resource.group.clone(), resource.kind.clone());
-        let project = move |object: AnyMeta| Arc::new(Observed::of(object.metadata, index, &group, &kind));
+        let project = move |object: AnyMeta| Observed::of(object.metadata, index, &group, &kind);
         let started = cache::start(resource.found.api(&self.root, ""), cache::config(), project, Vec::new());
         let collector = Arc::downgrade(self);
         started.subscribe(move |event| {
