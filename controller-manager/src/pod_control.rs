@@ -18,7 +18,7 @@ use crate::pod::PodInfo;
 pub const BURST: usize = 500;
 
 /// Requests for one owner that are under way at once: the API server's places are for everybody.
-const AT_ONCE: usize = 50;
+pub const AT_ONCE: usize = 50;
 
 /// The API's own sentence, without what kube wraps around it.
 #[must_use]

@@ -29,7 +29,7 @@ use crate::context::Context;
 use crate::expectations::Expectations;
 use crate::meta::{BY_CONTROLLER, Compact, Meta, ORPHANS, ObjectKey};
 use crate::pod::{JOB_TRACKING_FINALIZER, PodInfo};
-use crate::pod_control::{PodControl, from_template, generate_name, is_code, reference};
+use crate::pod_control::{AT_ONCE, PodControl, from_template, generate_name, is_code, reference};
 use crate::sync::{self, Outcome, SyncError};
 
 const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
@@ -220,7 +220,10 @@ impl Jobs {
         if let Some(memory) = self.memories.lock().get_mut(key) {
             memory.failures = failures;
         }
-        let removed = join_all(release.iter().map(|pod| self.release(key, pod))).await;
+        let mut removed = Vec::with_capacity(release.len());
+        for part in release.chunks(AT_ONCE) {
+            removed.extend(join_all(part.iter().map(|pod| self.release(key, pod))).await);
+        }
         let mut failure = None;
         for (pod, result) in release.iter().zip(removed) {
             match result {
@@ -317,13 +320,15 @@ impl Jobs {
                     control.delete(pod).await
                 };
                 let (mut done, mut failure) = (Done::default(), None);
-                for (pod, result) in pods.iter().zip(join_all(pods.iter().map(remove)).await) {
-                    match result {
-                        Ok(()) => {
-                            done.deleted += 1;
-                            done.ready += i32::from(pod.is_ready());
+                for part in pods.chunks(AT_ONCE) {
+                    for (pod, result) in part.iter().zip(join_all(part.iter().map(remove)).await) {
+                        match result {
+                            Ok(()) => {
+                                done.deleted += 1;
+                                done.ready += i32::from(pod.is_ready());
+                            }
+                            Err(error) => failure = Some(error),
                         }
-                        Err(error) => failure = Some(error),
                     }
                 }
                 (done, failure)
