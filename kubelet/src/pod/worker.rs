@@ -224,8 +224,8 @@ impl Worker {
         self.forget_waiting(observed, &plan);
         self.publish(desired, observed, false);
         if plan.kill_pod {
-            let result = kill::pod(&kubelet, pod, observed, desired.grace()).await;
-            if let Err(error) = result {
+            let killing = kill::pod(&kubelet, pod, observed, desired.grace());
+            if let Err(error) = self.reporting(desired, observed, killing).await {
                 return self.sync_failed(pod, "FailedKillPod", &format!("error killing pod: {error}"));
             }
             // Whatever comes next is decided from what is then there.
@@ -239,8 +239,8 @@ impl Worker {
             };
             let grace = probe_grace(spec, victim).unwrap_or_else(|| desired.grace());
             let ip = observed.ready_sandbox().and_then(|sandbox| sandbox.ips.first()).map(String::as_str);
-            let killed = kill::container(&kubelet, pod, found, ip, grace, Some(&victim.message)).await;
-            if let Err(error) = killed {
+            let killing = kill::container(&kubelet, pod, found, ip, grace, Some(&victim.message));
+            if let Err(error) = self.reporting(desired, observed, killing).await {
                 return self.sync_failed(pod, "FailedKillPod", &format!("error killing container: {error}"));
             }
             if matches!(found.state, State::Created) {

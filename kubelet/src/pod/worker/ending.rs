@@ -26,7 +26,8 @@ impl Worker {
         if self.life == Life::Ending {
             self.publish(desired, observed, false);
             if observed.any_running() || observed.sandboxes.iter().any(|sandbox| sandbox.ready) {
-                if let Err(error) = kill::pod(&kubelet, pod, observed, self.grace(desired)).await {
+                let killing = kill::pod(&kubelet, pod, observed, self.grace(desired));
+                if let Err(error) = self.reporting(desired, observed, killing).await {
                     return self.sync_failed(pod, "FailedKillPod", &format!("error killing pod: {error}"));
                 }
                 let unknown = observed.containers.iter().any(|c| matches!(c.state, State::Unknown));

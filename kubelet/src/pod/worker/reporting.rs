@@ -17,6 +17,33 @@ use crate::{
 };
 
 impl Worker {
+    /// Does what may take long, such as stopping a container or pulling an image; what probes find meanwhile is told at
+    /// once, or traffic would go on to a container that says it is not ready.
+    pub(super) async fn reporting<T>(
+        &mut self,
+        desired: &Desired,
+        observed: &ObservedPod,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let (wake, mut work) = (self.wake.clone(), Box::pin(work));
+        let mut woken = false;
+        let done = loop {
+            tokio::select! {
+                biased;
+                done = &mut work => break done,
+                () = wake.notified() => {
+                    woken = true;
+                    self.publish(desired, observed, false);
+                }
+            }
+        };
+        // Whatever it was that woke is still to be looked at.
+        if woken {
+            wake.notify_one();
+        }
+        done
+    }
+
     pub(super) fn publish(&mut self, desired: &Desired, observed: &ObservedPod, terminated: bool) {
         self.read_termination_messages(observed);
         let (host_ips, now) = (self.kubelet.host_ips(), Timestamp::now());

@@ -10,7 +10,9 @@ use super::{Next, RETRY, Worker};
 use crate::{
     events::Type,
     pod::{
-        Desired, backoff, describe,
+        Desired,
+        backoff::{self, Backoff},
+        describe,
         plan::{self, Plan, Slot},
         reference,
         resources::{self, PodLimits},
@@ -138,7 +140,12 @@ impl Worker {
             let restart_count = observed
                 .container(&container.name)
                 .map_or_else(|| self.known_restarts(&container.name), |found| found.restart_count + 1);
-            match start::container(&around, slot, &container, restart_count, &mut self.pulls).await {
+            // Beside the worker while it is used; a start that is broken off belongs to a pod that ends.
+            let mut pulls = std::mem::replace(&mut self.pulls, Backoff::new(backoff::RESTARTS));
+            let starting = start::container(&around, slot, &container, restart_count, &mut pulls);
+            let started = self.reporting(desired, observed, starting).await;
+            self.pulls = pulls;
+            match started {
                 Ok(id) => {
                     self.given.insert(id, container.resources.clone().unwrap_or_default());
                     self.waiting.remove(&container.name);
