@@ -501,6 +501,29 @@ async fn a_server_that_ends_leaves_the_endpoints() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tls_agrees_on_the_protocol() {
+    let cluster = Cluster::start().await;
+    for (alpn, version) in [(&b"h2"[..], http::Version::HTTP_2), (&b"http/1.1"[..], http::Version::HTTP_11)] {
+        let tls = cluster.tls(0, User::Admin, &[alpn]).await.unwrap();
+        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(alpn));
+        let io = hyper_util::rt::TokioIo::new(tls);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let request = http::Request::get("https://localhost/version").header("host", "localhost");
+        let request = request.body(String::new()).unwrap();
+        let answer = if version == http::Version::HTTP_2 {
+            let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+            tokio::spawn(connection);
+            sender.send_request(request).await.unwrap()
+        } else {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            tokio::spawn(connection);
+            sender.send_request(request).await.unwrap()
+        };
+        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_metrics_and_a_drain() {
     let mut cluster = Cluster::start().await;
     let ready = cluster.get("/readyz?verbose").await;

@@ -20,6 +20,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -219,6 +220,14 @@ impl Cluster {
     }
 
     pub async fn connect(&self, index: usize, user: User) -> Option<http1::SendRequest<Full<Bytes>>> {
+        let tls = self.tls(index, user, &[]).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        Some(sender)
+    }
+
+    /// A TLS connection that offers these protocols.
+    pub async fn tls(&self, index: usize, user: User, alpn: &[&[u8]]) -> Option<TlsStream<TcpStream>> {
         let read = |file: &str| std::fs::read(self.path(file)).unwrap();
         let identity = match user {
             User::Admin => Some((read("admin.crt"), read("admin.key"))),
@@ -227,13 +236,11 @@ impl Cluster {
             User::Nobody => None,
         };
         let identity = identity.as_ref().map(|(certificate, key)| (&certificate[..], &key[..]));
-        let config = keelson_component_base::tls::client_config(&read("ca.crt"), identity).unwrap();
+        let mut config = keelson_component_base::tls::client_config(&read("ca.crt"), identity).unwrap();
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         let tcp = TcpStream::connect(self.apis[index].address).await.ok()?;
         let name = ServerName::try_from("localhost").unwrap();
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
-        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await.unwrap();
-        tokio::spawn(connection.with_upgrades());
-        Some(sender)
+        Some(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap())
     }
 
     async fn try_send(
