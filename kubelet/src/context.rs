@@ -52,6 +52,8 @@ pub struct Kubelet {
     pub host_ips: RwLock<Vec<String>>,
     pub runtime_condition: RwLock<RuntimeCondition>,
     pub host_resolver: Resolver,
+    /// What the pods of this node ask for, but for the one with that uid.
+    pub requested_beside: Arc<dyn Fn(&str) -> Amounts + Send + Sync>,
 }
 
 impl Kubelet {

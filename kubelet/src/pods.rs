@@ -282,6 +282,18 @@ impl Pods {
         }
     }
 
+    /// What all pods that are not over ask for, but for the one with that uid.
+    pub fn requested_beside(&self, uid: &str) -> resources::Amounts {
+        let table = self.table.lock();
+        let others = table.entries.iter().filter(|(other, entry)| {
+            other.as_str() != uid && !crate::status::compute::is_terminal(&entry.handle.status.borrow())
+        });
+        others.fold(resources::Amounts::default(), |sum, (_, entry)| {
+            let pod = entry.handle.desired.borrow().pod.clone();
+            pod.spec.as_ref().map_or(sum, |spec| sum.plus(resources::pod_requests(spec)))
+        })
+    }
+
     /// Every pod with its status as this kubelet sees it.
     pub fn list(&self) -> Vec<(Arc<Pod>, PodStatus)> {
         let table = self.table.lock();

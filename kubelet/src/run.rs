@@ -27,7 +27,7 @@ use crate::{
     mirror::Mirrors,
     node::{NodeReporter, capacity},
     objects::Referenced,
-    pod::dns,
+    pod::{dns, resources::Amounts},
     pods::{API, FILE, Pods},
     runtime::{ConnectError, Runtime, events::Events as RuntimeEvents},
     server, source,
@@ -236,6 +236,10 @@ fn build(
 ) -> Result<(Arc<Kubelet>, PodsSlot), RunError> {
     let pods: PodsSlot = Arc::default();
     let slot = pods.clone();
+    let beside = pods.clone();
+    let requested_beside = Arc::new(move |uid: &str| {
+        beside.get().map_or_else(Amounts::default, |pods| pods.requested_beside(uid))
+    });
     let wake: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(move |uid: &str| {
         if let Some(pods) = slot.get() {
             pods.wake(uid);
@@ -270,6 +274,7 @@ fn build(
         host_ips: RwLock::new(addresses.iter().map(IpAddr::to_string).collect()),
         runtime_condition: RwLock::new(RuntimeCondition::default()),
         host_resolver,
+        requested_beside,
         config: config.clone(),
     };
     Ok((Arc::new(kubelet), pods))

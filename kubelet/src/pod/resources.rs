@@ -46,7 +46,7 @@ impl Amounts {
         Self { cpu: get(list, "cpu", milli), memory: get(list, "memory", units) }
     }
 
-    fn plus(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         Self { cpu: self.cpu + other.cpu, memory: self.memory + other.memory }
     }
 

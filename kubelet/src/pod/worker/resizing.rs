@@ -15,7 +15,8 @@ use crate::{
     pod::{
         Desired, container, kill,
         plan::{Kind, is_sidecar},
-        reference, resources,
+        reference,
+        resources::{self, Amounts},
     },
     runtime::observe::{Container, ObservedPod},
     status::compute::Waiting,
@@ -47,17 +48,28 @@ fn change(spec: &Spec, given: Option<&ResourceRequirements>) -> Change {
     }
 }
 
-/// Why the node could never give a pod what it asks for.
-fn infeasible(wanted: resources::Amounts, node: resources::Amounts) -> Option<Waiting> {
-    let of = |name: &str, wanted: i64, node: i64| {
-        (wanted > node).then(|| Waiting {
-            reason: "Infeasible".to_owned(),
-            message: format!(
-                "Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {node}"
-            ),
-        })
+/// Why the node cannot give a pod what it asks for: never, or not beside what others have.
+fn refused(wanted: Amounts, others: Amounts, node: Amounts) -> Option<Waiting> {
+    let of = |name: &str, wanted: i64, used: i64, capacity: i64| {
+        let (reason, message) = if wanted > capacity {
+            let what = format!("{name}, requested: {wanted}, capacity: {capacity}");
+            ("Infeasible", format!("Node didn't have enough capacity: {what}"))
+        } else if wanted.saturating_add(used) > capacity {
+            let what = format!("{name}, requested: {wanted}, used: {used}, capacity: {capacity}");
+            ("Deferred", format!("Node didn't have enough resource: {what}"))
+        } else {
+            return None;
+        };
+        Some(Waiting { reason: reason.to_owned(), message })
     };
-    of("cpu", wanted.cpu, node.cpu).or_else(|| of("memory", wanted.memory, node.memory))
+    let refusals = [
+        of("cpu", wanted.cpu, others.cpu, node.cpu),
+        of("memory", wanted.memory, others.memory, node.memory),
+    ];
+    // What can never be says more than what cannot be now.
+    let never = |refusal: &Waiting| refusal.reason == "Infeasible";
+    let refusals: Vec<Waiting> = refusals.into_iter().flatten().collect();
+    refusals.iter().find(|refusal| never(refusal)).or(refusals.first()).cloned()
 }
 
 /// Containers that run for as long as their pod does.
@@ -107,7 +119,13 @@ impl Worker {
             return None;
         }
         let kubelet = self.kubelet.clone();
-        self.resize_pending = infeasible(resources::pod_requests(spec), admission::allocatable(&kubelet));
+        let wanted = resources::pod_requests(spec);
+        let before = resources::pod_requests(&self.as_given(spec, observed));
+        // To ask for less is always granted.
+        if wanted.cpu > before.cpu || wanted.memory > before.memory {
+            let others = (kubelet.requested_beside)(&self.uid);
+            self.resize_pending = refused(wanted, others, admission::allocatable(&kubelet));
+        }
         if self.resize_pending.is_some() {
             return None;
         }
@@ -236,14 +254,20 @@ mod tests {
     }
 
     #[test]
-    fn what_the_node_has_not_is_infeasible() {
-        let node = resources::Amounts { cpu: 2000, memory: 1 << 30 };
-        let check = |cpu: i64, memory: i64, expected: Option<&str>| {
-            let found = infeasible(resources::Amounts { cpu, memory }, node).map(|why| why.message);
-            assert_eq!(found.as_deref(), expected);
+    fn what_the_node_has_not() {
+        let node = Amounts { cpu: 2000, memory: 1 << 30 };
+        let check = |cpu: i64, memory: i64, expected: Option<(&str, &str)>| {
+            let others = Amounts { cpu: 1000, memory: 0 };
+            let found = refused(Amounts { cpu, memory }, others, node);
+            let found = found.as_ref().map(|why| (why.reason.as_str(), why.message.as_str()));
+            assert_eq!(found, expected, "{cpu} {memory}");
         };
-        check(2000, 1 << 30, None);
-        let message = "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000";
-        check(3000, 0, Some(message));
+        check(1000, 1 << 30, None);
+        let never = "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000";
+        check(3000, 0, Some(("Infeasible", never)));
+        let now = "Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000";
+        check(1500, 0, Some(("Deferred", now)));
+        let memory = "Node didn't have enough capacity: memory, requested: 1073741825, capacity: 1073741824";
+        check(1500, (1 << 30) + 1, Some(("Infeasible", memory)));
     }
 }

@@ -14,6 +14,7 @@ use crate::{
 
 /// The least time between looks at containers that are expected to end soon.
 pub(super) const MINIMUM_POLL: Duration = Duration::from_millis(100);
+const RESIZE_RETRY: Duration = Duration::from_secs(10);
 /// A runtime without events is listed this often anyway.
 const MAXIMUM_POLL: Duration = Duration::from_secs(1);
 
@@ -54,8 +55,11 @@ impl Worker {
             });
         let renew =
             self.mounted.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        // Room may come when other pods go, which nobody says here.
+        let resize = self.resize_pending.as_ref().map(|_| RESIZE_RETRY);
         backoffs
             .chain(pulls)
+            .chain(resize)
             .chain(renew)
             .chain(self.until_deadline(spec))
             .chain(expected_end(spec, observed, now))
