@@ -68,6 +68,8 @@ async fn an_object_from_create_to_delete() {
     assert_eq!(cluster.get(&path).await.code, 404);
     assert_eq!(cluster.send(User::Admin, "DELETE", MAPS, &[], "").await.code, 200);
     assert_eq!(cluster.get(MAPS).await.ok()["items"], json!([]));
+    let nothing = cluster.get(&format!("{MAPS}?fieldSelector=metadata.name%3D..%2Fa")).await.ok();
+    assert_eq!(nothing["items"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,10 @@ impl Selection {
             }
         }
         let namespace = if resource.namespaced { namespace } else { "" };
-        let single = if name.is_empty() { fields.required("metadata.name") } else { Some(name) };
+        // What can be no name selects nothing; it is no key to look up.
+        let possible = |name: &&str| !name.contains(['/', '%']) && !matches!(*name, "." | "..");
+        let single =
+            if name.is_empty() { fields.required("metadata.name").filter(possible) } else { Some(name) };
         let scope = match single {
             Some(name) if !name.is_empty() && (!namespace.is_empty() || !resource.namespaced) => {
                 Scope::Object { namespace: namespace.into(), name: name.into() }
