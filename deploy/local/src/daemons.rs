@@ -214,10 +214,18 @@ fn kubelet_configuration(settings: &Settings, host: &Host, layout: &HostLayout) 
         "failCgroupV1": false,
         "failSwapOn": false,
         "podLogsDir": layout.pod_logs(),
+        "resolvConf": resolv_conf(),
         "staticPodPath": layout.directory().join("manifests"),
         "tlsCertFile": pki.join(format!("{certificate}.crt")),
         "tlsPrivateKeyFile": pki.join(format!("{certificate}.key")),
     })
+}
+
+/// Where the addresses of this machine's name servers are. What systemd-resolved puts into /etc/resolv.conf is an
+/// address of its own on the loopback interface, which in a pod is another one.
+fn resolv_conf() -> &'static str {
+    const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+    if Path::new(RESOLVED).exists() { RESOLVED } else { "/etc/resolv.conf" }
 }
 
 pub fn proxy(settings: &Settings, host: &Host) -> io::Result<Process> {

@@ -38,6 +38,9 @@ pub struct Images {
     seen: tokio::sync::Mutex<gc::Seen>,
 }
 
+/// The waiting reason of a container whose image could not be pulled a while ago.
+pub const BACK_OFF: &str = "ImagePullBackOff";
+
 /// What a container's image depends on.
 pub struct Wanted<'a> {
     pub pod: &'a Pod,
@@ -45,6 +48,8 @@ pub struct Wanted<'a> {
     pub kind: Kind,
     pub secrets: &'a [Arc<Secret>],
     pub sandbox: &'a cri::PodSandboxConfig,
+    /// What it waits for already: a back-off is told once and not at every look.
+    pub waiting: Option<&'a str>,
 }
 
 impl Images {
@@ -101,9 +106,11 @@ impl Images {
             && backoff.remaining(image, last.0, now).is_some()
         {
             let message = format!("Back-off pulling image {image:?}");
-            self.events.record(&object, Type::Normal, "BackOff", &message);
+            if wanted.waiting != Some(BACK_OFF) {
+                self.events.record(&object, Type::Normal, "BackOff", &message);
+            }
             let message = format!("{message}: ErrImagePull: {}", last.1);
-            return Err(Waiting { reason: "ImagePullBackOff".to_owned(), message });
+            return Err(Waiting { reason: BACK_OFF.to_owned(), message });
         }
         self.events.record(&object, Type::Normal, "Pulling", &format!("Pulling image {image:?}"));
         match self.pull(wanted, &spec).await {

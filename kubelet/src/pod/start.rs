@@ -15,7 +15,7 @@ use super::{
 use crate::{
     context::Kubelet,
     events::Type,
-    images::Wanted,
+    images::{BACK_OFF, Wanted},
     runtime::observe::{ObservedPod, Sandbox},
     status::compute::Waiting,
     volumes::Mounted,
@@ -80,6 +80,7 @@ pub async fn container(
     slot: Slot,
     spec: &Container,
     restart_count: u32,
+    waiting: Option<&str>,
     image_backoff: &mut Backoff,
 ) -> Result<String, Waiting> {
     let kubelet = around.kubelet;
@@ -94,10 +95,13 @@ pub async fn container(
         kind: slot.kind,
         secrets: around.secrets,
         sandbox: around.sandbox_config,
+        waiting,
     };
-    let image = kubelet.images.ensure(&wanted, image_backoff).await.inspect_err(|waiting| {
-        let message = format!("Error: {}", waiting.reason);
-        kubelet.events.record(&object, Type::Warning, "Failed", &message);
+    let image = kubelet.images.ensure(&wanted, image_backoff).await.inspect_err(|error| {
+        if error.reason != BACK_OFF || waiting != Some(BACK_OFF) {
+            let message = format!("Error: {}", error.reason);
+            kubelet.events.record(&object, Type::Warning, "Failed", &message);
+        }
     })?;
     security::verify_non_root(around.pod, spec, &image.user)
         .map_err(|message| failed("CreateContainerConfigError", message))?;

@@ -41,7 +41,7 @@ pub async fn serve(server: Server, request: Request<Incoming>) -> Result<Respons
     };
     let options = options(request.uri().query().unwrap_or_default(), Timestamp::now())?;
     let found = server.container(namespace, pod, None, container)?;
-    let id = container_id(&found.container, pod, options.previous)?;
+    let id = container_id(&found, pod, options.previous)?;
     let runtime = server.kubelet.runtime.clone();
     let status = runtime
         .container_status(cri::ContainerStatusRequest { container_id: id.clone(), verbose: false })

@@ -134,27 +134,24 @@ impl Server {
         list(items.collect())
     }
 
-    /// The pod and the status of a container of it that a URL names.
+    /// The status of a container that a URL names.
     fn container(
         &self,
         namespace: &str,
         name: &str,
         uid: Option<&str>,
         container: &str,
-    ) -> Result<Found, Refusal> {
-        let (pod, status) = self.pod(namespace, name, uid)?;
+    ) -> Result<ContainerStatus, Refusal> {
+        let (_, status) = self.pod(namespace, name, uid)?;
         let lists = [
             &status.container_statuses,
             &status.init_container_statuses,
             &status.ephemeral_container_statuses,
         ];
         let found = lists.into_iter().flatten().flatten().find(|status| status.name == container).cloned();
-        match found {
-            Some(container) => Ok(Found { pod, container }),
-            None => Err(Refusal::NotFound(format!(
-                "container {container:?} not found in pod \"{name}_{namespace}\""
-            ))),
-        }
+        found.ok_or_else(|| {
+            Refusal::NotFound(format!("container {container:?} not found in pod \"{name}_{namespace}\""))
+        })
     }
 
     fn pod(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<(Arc<Pod>, PodStatus), Refusal> {
@@ -162,12 +159,6 @@ impl Server {
             .find(namespace, name, uid)
             .ok_or_else(|| Refusal::NotFound(format!("pod \"{name}_{namespace}\" does not exist")))
     }
-}
-
-/// A container that a URL names.
-struct Found {
-    pod: Arc<Pod>,
-    container: ContainerStatus,
 }
 
 type Answer = futures::future::BoxFuture<'static, Result<Response<Body>, Refusal>>;

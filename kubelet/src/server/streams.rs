@@ -10,7 +10,6 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::ContainerStatus;
 use keelson_component_base::serve::{Body, text};
 use keelson_proto::cri;
 use keelson_streaming::{
@@ -40,15 +39,10 @@ fn running_container(server: &Server, path: &str, prefix: &str) -> Result<String
         [namespace, pod, uid, container] => server.container(namespace, pod, Some(uid), container)?,
         _ => return Err(Refusal::NotFound("404 page not found".to_owned())),
     };
-    let name = &found.container.name;
-    let running =
-        |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
-    match &found.container.container_id {
-        Some(id) if running(&found.container) => Ok(bare_id(id).to_owned()),
-        _ => {
-            let pod = crate::pod::describe(&found.pod);
-            Err(Refusal::NotFound(format!("container {name:?} of pod {pod:?} is not running")))
-        }
+    let running = found.state.as_ref().is_some_and(|state| state.running.is_some());
+    match &found.container_id {
+        Some(id) if running => Ok(bare_id(id).to_owned()),
+        _ => Err(Refusal::Internal(format!("container not found ({:?})", found.name))),
     }
 }
 

@@ -142,7 +142,9 @@ impl Worker {
                 .map_or_else(|| self.known_restarts(&container.name), |found| found.restart_count + 1);
             // Beside the worker while it is used; a start that is broken off belongs to a pod that ends.
             let mut pulls = std::mem::replace(&mut self.pulls, Backoff::new(backoff::RESTARTS));
-            let starting = start::container(&around, slot, &container, restart_count, &mut pulls);
+            let waiting = self.waiting.get(&container.name).map(|waiting| waiting.reason.clone());
+            let starting =
+                start::container(&around, slot, &container, restart_count, waiting.as_deref(), &mut pulls);
             let started = self.reporting(desired, observed, starting).await;
             self.pulls = pulls;
             match started {
