@@ -149,6 +149,22 @@ async fn run(cli: &Cli, parts: &[Part]) -> Result<(), BenchError> {
     if let Some(cluster) = cluster.as_ref().filter(|_| wanted(Part::Memory)) {
         tell(&processes::resident(cluster, "idle")?);
     }
+    // Before the parts that leave the cluster's daemons busy for a while.
+    if wanted(Part::Store) {
+        let access = (!cli.etcd_endpoints.is_empty()).then(|| store::Access {
+            endpoints: cli.etcd_endpoints.clone(),
+            ca: cli.cacert.clone(),
+            certificate: cli.cert.clone(),
+            key: cli.key.clone(),
+        });
+        let plan = store::Plan {
+            access,
+            store: binaries.join("kube-store"),
+            peer: cli.etcd.clone(),
+            requests: cli.requests,
+        };
+        tell(&store::run(&plan).await?);
+    }
     if let Some(client) = &client {
         // Pods first: they are to be measured on a cluster that has nothing else to do.
         if wanted(Part::Pods) {
@@ -166,21 +182,6 @@ async fn run(cli: &Cli, parts: &[Part]) -> Result<(), BenchError> {
                 tell(&processes::resident(cluster, "after the API measures")?);
             }
         }
-    }
-    if wanted(Part::Store) {
-        let access = (!cli.etcd_endpoints.is_empty()).then(|| store::Access {
-            endpoints: cli.etcd_endpoints.clone(),
-            ca: cli.cacert.clone(),
-            certificate: cli.cert.clone(),
-            key: cli.key.clone(),
-        });
-        let plan = store::Plan {
-            access,
-            store: binaries.join("kube-store"),
-            peer: cli.etcd.clone(),
-            requests: cli.requests,
-        };
-        tell(&store::run(&plan).await?);
     }
     Ok(())
 }
