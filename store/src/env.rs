@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::mvcc::{Backend, BackendError, SledBackend};
+
 /// Monotonic time since some moment in the past; steps of the wall clock do not move it.
 pub trait Clock: Send + Sync {
     fn now(&self) -> Duration;
@@ -57,11 +59,15 @@ pub fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Opens the tree of values in a directory, or creates an empty one.
+pub type OpenTree = dyn Fn(&Path) -> Result<Arc<dyn Backend>, BackendError> + Send + Sync;
+
 /// What a member takes from outside.
 #[derive(Clone)]
 pub struct Env {
     pub clock: Arc<dyn Clock>,
     pub disk: Arc<dyn Disk>,
+    pub open_tree: Arc<OpenTree>,
     /// Where every other random choice comes from.
     pub seed: u64,
 }
@@ -69,7 +75,12 @@ pub struct Env {
 impl Env {
     /// The machine's own.
     pub fn real() -> Self {
-        Self { clock: Arc::new(RealClock(Instant::now())), disk: Arc::new(RealDisk), seed: rand::random() }
+        Self {
+            clock: Arc::new(RealClock(Instant::now())),
+            disk: Arc::new(RealDisk),
+            open_tree: Arc::new(|path| Ok(Arc::new(SledBackend::open(path)?))),
+            seed: rand::random(),
+        }
     }
 }
 

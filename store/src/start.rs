@@ -15,10 +15,10 @@ use parking_lot::Mutex;
 
 use crate::apply::State;
 use crate::config::{ClusterState, Config, InitialMember, Url};
-use crate::env::{Disk, Env};
+use crate::env::{Disk, Env, OpenTree};
 use crate::grpc::{self, Limits, Server};
 use crate::metrics::{Metrics, StateCollector, WalObserver};
-use crate::mvcc::{Backend, BackendError, Loaded, SledBackend, Store, Values, load};
+use crate::mvcc::{Backend, BackendError, Loaded, Store, Values, load};
 use crate::node::{Chain, Event, Node, Parts, Shared, Stopped};
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::transport::{PeerNetwork, Peers, PeersConfig};
@@ -48,8 +48,9 @@ pub enum StartError {
 
 /// Directories of trees: while one is in use, another can be built beside it.
 #[derive(Clone)]
-struct Trees {
+pub struct Trees {
     disk: Arc<dyn Disk>,
+    open_tree: Arc<OpenTree>,
     directory: PathBuf,
 }
 
@@ -95,7 +96,7 @@ impl Trees {
         let numbers = self.numbers().map_err(|error| StartError::Directory(self.directory.clone(), error))?;
         for number in numbers.into_iter().rev() {
             let path = self.path(number);
-            match read_tree(path)? {
+            match read_tree(self.open_tree.clone(), path)? {
                 Ok((loaded, backend)) if is_bloated(backend.size(), loaded.in_use) => tracing::warn!(
                     size = backend.size(),
                     in_use = loaded.in_use,
@@ -119,7 +120,7 @@ impl Trees {
     /// A fresh tree, filled from the snapshot.
     fn build(&self, snapshots: &Snapshots) -> Result<(Tree, u64), SnapshotError> {
         let number = self.numbers()?.last().map_or(1, |last| last + 1);
-        let backend: Arc<dyn Backend> = Arc::new(SledBackend::open(&self.path(number))?);
+        let backend = (self.open_tree)(&self.path(number))?;
         snapshots.restore(&*backend)?;
         let loaded = load(&backend)?;
         Ok(((loaded, backend), number))
@@ -138,13 +139,10 @@ impl Trees {
 
 /// Opens and reads a tree on a thread of its own: sled panics at some damages instead of telling, and what it then
 /// leaves locked must not be this thread's.
-fn read_tree(path: PathBuf) -> Result<Result<Tree, String>, StartError> {
+fn read_tree(open_tree: Arc<OpenTree>, path: PathBuf) -> Result<Result<Tree, String>, StartError> {
     let (found, wait) = channel();
     let read = move || {
-        let opened = SledBackend::open(&path).and_then(|backend| {
-            let backend: Arc<dyn Backend> = Arc::new(backend);
-            Ok((load(&backend)?, backend))
-        });
+        let opened = open_tree(&path).and_then(|backend| Ok((load(&backend)?, backend)));
         // Its receiver waits.
         let _ = found.send(opened.map_err(|error| Chain(&error).to_string()));
     };
@@ -153,20 +151,28 @@ fn read_tree(path: PathBuf) -> Result<Result<Tree, String>, StartError> {
 }
 
 /// What the disk says.
-struct Disks {
-    snapshots: Snapshots,
-    trees: Trees,
-    backend: Arc<dyn Backend>,
-    loaded: Loaded,
-    wal: Wal,
-    recovered: Recovered,
+pub struct Disks {
+    pub snapshots: Snapshots,
+    pub trees: Trees,
+    pub backend: Arc<dyn Backend>,
+    pub loaded: Loaded,
+    pub wal: Wal,
+    pub recovered: Recovered,
 }
 
-fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartError> {
+/// Reads what is in a data directory and makes it agree, repairing and rebuilding what may be.
+///
+/// # Errors
+/// What must not be repaired, and the disk's.
+pub fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartError> {
     let member = directory.join("member");
     let snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
     let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
-    let trees = Trees { disk: env.disk.clone(), directory: member.join("tree") };
+    let trees = Trees {
+        disk: env.disk.clone(),
+        open_tree: env.open_tree.clone(),
+        directory: member.join("tree"),
+    };
     env.disk
         .create_dir(&trees.directory)
         .map_err(|error| StartError::Directory(trees.directory.clone(), error))?;
@@ -235,7 +241,7 @@ fn lock(directory: &Path) -> Result<fs::File, StartError> {
 }
 
 /// Ticks in a heartbeat interval: the finer, the less often elections tie.
-const TICKS: u64 = 2;
+pub const TICKS: u64 = 2;
 
 /// Starts a member. Must be called inside the runtime.
 ///
@@ -407,7 +413,8 @@ fn peers_config(config: &Config, cluster: u64, member: u64, members: &[InitialMe
     }
 }
 
-fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
+/// Where consensus starts: from the log, and from the state machine at index `applied`.
+pub fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
     let last = recovered.last_index();
     let mut hard_state = recovered.hard_state;
     // The commit index is not made durable by itself: what was applied had been committed, and what a commit index
@@ -427,7 +434,10 @@ fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
 }
 
 /// Builds a tree from the snapshot that a peer sent and puts it in place.
-fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
+///
+/// # Errors
+/// The snapshot's and the tree's; the member has to stop.
+pub fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
     let ((loaded, backend), number) = trees.build(snapshots).map_err(Stopped::Install)?;
     state.install(loaded, backend).map_err(Stopped::Tree)?;
     trees.remove_but(number);

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::backend::{Backend, BackendError, Change};
 use super::record::{self, Record, Revision};
@@ -274,31 +274,48 @@ impl Values {
             if queue.sealed_bytes < EAGER && queue.waiting == 0 && !queue.closed {
                 self.work.wait_for(&mut queue, LINGER);
             }
-            let (mut groups, mut bytes) = (Vec::new(), 0);
-            while bytes < BATCH
-                && let Some(group) = queue.sealed.pop_front()
-            {
-                bytes += group.bytes;
-                groups.push(group);
-            }
-            queue.sealed_bytes -= bytes;
-            queue.busy = true;
-            drop(queue);
             let (full, begun) = (self.is_full(), Instant::now());
-            let result = self.write(&mut groups);
+            self.write_batch(queue)?;
             measure(begun.elapsed());
             if full && !self.is_full() {
                 room();
             }
-            let mut queue = self.queue.lock();
-            queue.busy = false;
-            if let Some(last) = groups.last().filter(|_| result.is_ok()) {
-                queue.drained = queue.drained.max(last.index);
-            }
-            drop(queue);
-            self.done.notify_all();
-            result?;
         }
+    }
+
+    /// Writes one batch of what is sealed to the tree: what the drain thread does, for a simulation in its place. False:
+    /// there is nothing.
+    ///
+    /// # Errors
+    /// The tree's; no more may be written then.
+    pub fn drain_step(&self) -> Result<bool, BackendError> {
+        let queue = self.queue.lock();
+        if queue.sealed.is_empty() {
+            return Ok(false);
+        }
+        self.write_batch(queue).map(|()| true)
+    }
+
+    fn write_batch(&self, mut queue: MutexGuard<'_, Queue>) -> Result<(), BackendError> {
+        let (mut groups, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH
+            && let Some(group) = queue.sealed.pop_front()
+        {
+            bytes += group.bytes;
+            groups.push(group);
+        }
+        queue.sealed_bytes -= bytes;
+        queue.busy = true;
+        drop(queue);
+        let result = self.write(&mut groups);
+        let mut queue = self.queue.lock();
+        queue.busy = false;
+        if let Some(last) = groups.last().filter(|_| result.is_ok()) {
+            queue.drained = queue.drained.max(last.index);
+        }
+        drop(queue);
+        self.done.notify_all();
+        result
     }
 
     fn write(&self, groups: &mut [Group]) -> Result<(), BackendError> {

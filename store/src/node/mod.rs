@@ -48,12 +48,26 @@ const SNAPSHOT_RETRY: Duration = Duration::from_secs(3);
 /// WAL bytes to be written between two snapshots.
 const SNAPSHOT_EVERY: u64 = 16 << 20;
 
+// Tests need not write that much.
 fn snapshot_at() -> u64 {
-    // Tests need not write that much.
     fail::fail_point!("snapshot_at", |bytes| bytes
         .and_then(|bytes: String| bytes.parse().ok())
         .unwrap_or(SNAPSHOT_AT));
     SNAPSHOT_AT
+}
+
+fn snapshot_every() -> u64 {
+    fail::fail_point!("snapshot_every", |bytes| bytes
+        .and_then(|bytes: String| bytes.parse().ok())
+        .unwrap_or(SNAPSHOT_EVERY));
+    SNAPSHOT_EVERY
+}
+
+fn log_keep() -> usize {
+    fail::fail_point!("log_keep", |bytes| bytes
+        .and_then(|bytes: String| bytes.parse().ok())
+        .unwrap_or(LOG_KEEP));
+    LOG_KEEP
 }
 
 /// What builds the state from the latest snapshot when a peer has sent one.
@@ -428,7 +442,7 @@ impl Node {
         let shared = &self.parts.shared;
         if !self.snapshot_under_way
             && shared.wal_bytes() > snapshot_at()
-            && shared.wal_written() >= self.snapshot_at_written + SNAPSHOT_EVERY
+            && shared.wal_written() >= self.snapshot_at_written + snapshot_every()
         {
             self.take_snapshot(Vec::new());
         }
@@ -478,7 +492,7 @@ impl Node {
         }
         if let Some(last) = entries.last() {
             self.parts.group.applied(last.index);
-            let keep = if self.parts.group.conf_state().voters.len() > 1 { LOG_KEEP } else { 0 };
+            let keep = if self.parts.group.conf_state().voters.len() > 1 { log_keep() } else { 0 };
             self.parts.group.shrink_log(keep);
         }
         Ok(())

@@ -43,6 +43,25 @@ impl Keeper {
     }
 }
 
+/// What the thread does, step by step.
+pub struct Worker {
+    snapshots: Arc<parking_lot::Mutex<Snapshots>>,
+    state: Arc<State>,
+    cluster: u64,
+    jobs: Receiver<Job>,
+    queue: VecDeque<Job>,
+}
+
+/// A worker with its handle, and without a thread.
+pub fn worker(
+    snapshots: Arc<parking_lot::Mutex<Snapshots>>,
+    state: Arc<State>,
+    cluster: u64,
+) -> (Keeper, Worker) {
+    let (sender, jobs) = channel();
+    (Keeper(sender), Worker { snapshots, state, cluster, jobs, queue: VecDeque::new() })
+}
+
 /// Starts the thread.
 ///
 /// # Errors
@@ -53,52 +72,69 @@ pub fn spawn(
     cluster: u64,
     report: impl Fn(Report) + std::marker::Send + 'static,
 ) -> io::Result<(Keeper, thread::JoinHandle<()>)> {
-    let (sender, receiver) = channel();
-    let thread = thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
-        run(&snapshots, &state, cluster, &receiver, &report);
-    })?;
-    Ok((Keeper(sender), thread))
-}
-
-fn run(
-    snapshots: &parking_lot::Mutex<Snapshots>,
-    state: &State,
-    cluster: u64,
-    jobs: &Receiver<Job>,
-    report: &dyn Fn(Report),
-) {
-    let mut queue = VecDeque::new();
-    while let Ok(first) = jobs.recv() {
-        queue.push_back(first);
-        while let Some(job) = queue.pop_front() {
-            queue.extend(jobs.try_iter());
-            match job {
-                Job::Take { metadata, voters, send } => {
-                    let mut snapshots = snapshots.lock();
-                    let taken = take(&mut snapshots, state, metadata, voters, cluster);
-                    for send in send {
-                        send(match &taken {
-                            Ok(_) => Outgoing::open(&snapshots),
-                            Err(error) => Err(io::Error::other(error.to_string()).into()),
-                        });
-                    }
-                    drop(snapshots);
-                    report(Report::Taken(taken));
-                }
-                Job::Compact { revision, index } => {
-                    // A later compaction does this one's work too, unless a snapshot stands between.
-                    if matches!(queue.front(), Some(Job::Compact { .. }))
-                        || !state.store.values.wait_drained(index)
-                    {
-                        continue;
-                    }
-                    let deletions = snapshots.lock().covered();
-                    match state.store.remove_compacted(revision, deletions) {
-                        Ok(removed) => tracing::info!(revision, removed, "compacted"),
-                        Err(error) => report(Report::CompactionFailed(error)),
+    let (keeper, mut worker) = worker(snapshots, state, cluster);
+    let thread =
+        thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
+            while let Ok(first) = worker.jobs.recv() {
+                worker.queue.push_back(first);
+                while worker.gather() {
+                    match worker.needs() {
+                        Some(index) if !worker.state.store.values.wait_drained(index) => worker.skip(),
+                        _ => worker.step(&report),
                     }
                 }
             }
+        })?;
+    Ok((keeper, thread))
+}
+
+impl Worker {
+    /// Takes what has queued up; whether there is anything to do.
+    pub fn gather(&mut self) -> bool {
+        self.queue.extend(self.jobs.try_iter());
+        // A later compaction does this one's work too, unless a snapshot stands between.
+        while matches!((self.queue.front(), self.queue.get(1)), (Some(Job::Compact { .. }), Some(Job::Compact { .. }))) {
+            self.queue.pop_front();
+        }
+        !self.queue.is_empty()
+    }
+
+    /// What the tree must have before [`Self::step`].
+    pub fn needs(&self) -> Option<u64> {
+        match self.queue.front() {
+            Some(Job::Compact { index, .. }) => Some(*index),
+            _ => None,
+        }
+    }
+
+    /// Leaves out the next job: the tree will never have what it needs.
+    fn skip(&mut self) {
+        self.queue.pop_front();
+    }
+
+    /// Does the next job.
+    pub fn step(&mut self, report: &dyn Fn(Report)) {
+        match self.queue.pop_front() {
+            Some(Job::Take { metadata, voters, send }) => {
+                let mut snapshots = self.snapshots.lock();
+                let taken = take(&mut snapshots, &self.state, metadata, voters, self.cluster);
+                for send in send {
+                    send(match &taken {
+                        Ok(_) => Outgoing::open(&snapshots),
+                        Err(error) => Err(io::Error::other(error.to_string()).into()),
+                    });
+                }
+                drop(snapshots);
+                report(Report::Taken(taken));
+            }
+            Some(Job::Compact { revision, .. }) => {
+                let deletions = self.snapshots.lock().covered();
+                match self.state.store.remove_compacted(revision, deletions) {
+                    Ok(removed) => tracing::info!(revision, removed, "compacted"),
+                    Err(error) => report(Report::CompactionFailed(error)),
+                }
+            }
+            None => {}
         }
     }
 }

@@ -18,7 +18,7 @@ use bytes::{Buf, BufMut};
 use keelson_proto::etcd::storepb::{Manifest, Metadata, RevisionFile};
 use prost::Message;
 
-pub use keeper::{Job, Keeper, Report, Send, Taken, spawn};
+pub use keeper::{Job, Keeper, Report, Send, Taken, Worker, spawn, worker};
 pub use transfer::{Outgoing, Receiver};
 
 use crate::apply::metadata_changes;

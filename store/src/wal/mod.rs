@@ -15,7 +15,7 @@ use std::sync::Arc;
 use keelson_raft::{Entry, HardState};
 
 pub use recover::Recovered;
-pub use writer::{Observer, Report, WalHandle, spawn};
+pub use writer::{Observer, Report, WalHandle, Writer, spawn, writer};
 
 use crate::env::{Disk, File};
 use frame::{Builder, HEADER, Header};
@@ -24,6 +24,14 @@ use recover::Segment;
 const SUFFIX: &str = ".wal";
 /// Reserved per segment.
 const SEGMENT: u64 = 16 << 20;
+
+fn segment_size() -> u64 {
+    // Tests need not write that much.
+    fail::fail_point!("wal_segment", |bytes| bytes
+        .and_then(|bytes: String| bytes.parse().ok())
+        .unwrap_or(SEGMENT));
+    SEGMENT
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
@@ -114,8 +122,9 @@ impl Wal {
             None => {
                 let Identity { cluster, member } = identity;
                 let header = Header { cluster, member, first_sequence: 0, salt: seed, state: [0; 3] };
-                let (file, segment) = create(&*disk, directory, header, SEGMENT)?;
-                (seed, file, SEGMENT, vec![segment])
+                let reserve = segment_size();
+                let (file, segment) = create(&*disk, directory, header, reserve)?;
+                (seed, file, reserve, vec![segment])
             }
         };
         let wal = Self {
@@ -206,7 +215,7 @@ impl Wal {
             salt: self.salt,
             state: [self.hard_state.term, self.hard_state.vote, self.hard_state.commit],
         };
-        let reserve = SEGMENT.max(HEADER as u64 + length);
+        let reserve = segment_size().max(HEADER as u64 + length);
         let (file, segment) = create(&*self.disk, &self.directory, header, reserve)?;
         // One without a frame has the same name, and was just replaced.
         self.segments.pop_if(|last| last.path == segment.path);

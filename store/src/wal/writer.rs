@@ -61,6 +61,34 @@ pub trait Observer: Send {
 /// How often a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// What the thread does, step by step.
+pub struct Writer<O> {
+    wal: Wal,
+    jobs: Receiver<Job>,
+    closed: Arc<AtomicBool>,
+    observer: O,
+    batch: Batch,
+    /// The disk was found full.
+    full: bool,
+}
+
+/// What makes the next frame.
+#[derive(Default)]
+struct Batch {
+    persisted: Option<u64>,
+    must_sync: bool,
+    cut: Option<u64>,
+}
+
+/// A writer with its handle, and without a thread.
+pub fn writer<O: Observer>(wal: Wal, observer: O) -> (WalHandle, Writer<O>) {
+    let (jobs, receiver) = channel();
+    let closed = Arc::new(AtomicBool::new(false));
+    let handle = WalHandle { jobs, closed: closed.clone() };
+    observer.size(wal.bytes(), wal.written());
+    (handle, Writer { wal, jobs: receiver, closed, observer, batch: Batch::default(), full: false })
+}
+
 /// Starts the thread. It ends when the handle is dropped and all is written or the disk is full, or after a failure.
 ///
 /// # Errors
@@ -70,85 +98,89 @@ pub fn spawn(
     observer: impl Observer + 'static,
     report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<(WalHandle, thread::JoinHandle<()>)> {
-    let (jobs, receiver) = channel();
-    let closed = Arc::new(AtomicBool::new(false));
-    let handle = WalHandle { jobs, closed: closed.clone() };
+    let (handle, mut writer) = writer(wal, observer);
     let thread = thread::Builder::new().name("wal".into()).stack_size(256 << 10).spawn(move || {
-        if let Err(error) = run(wal, &receiver, &observer, &report, &closed) {
+        if let Err(error) = writer.run(&report) {
             report(Report::Failed(error));
         }
     })?;
     Ok((handle, thread))
 }
 
-fn run(
-    mut wal: Wal,
-    jobs: &Receiver<Job>,
-    observer: &dyn Observer,
-    report: &dyn Fn(Report),
-    closed: &AtomicBool,
-) -> Result<(), WalError> {
-    observer.size(wal.bytes(), wal.written());
-    while let Ok(first) = jobs.recv() {
-        let (mut persisted, mut must_sync, mut cut) = (None, false, None);
-        for job in std::iter::once(first).chain(jobs.try_iter()) {
-            match job {
-                Job::Write(write) => {
-                    let snapshot = write.snapshot.map(|snapshot| {
-                        let metadata = snapshot.get_metadata();
-                        (metadata.index, metadata.term)
-                    });
-                    wal.append(write.hard_state.as_ref(), snapshot, &write.entries);
-                    must_sync |= write.must_sync;
-                    persisted = Some(write.number);
+impl<O: Observer> Writer<O> {
+    fn run(&mut self, report: &dyn Fn(Report)) -> Result<(), WalError> {
+        while let Ok(first) = self.jobs.recv() {
+            self.take(first);
+            self.gather();
+            while !self.write(report)? {
+                if self.closed.load(Ordering::Relaxed) {
+                    // Nothing of it was acknowledged.
+                    return Ok(());
                 }
-                Job::Cut(index) => cut = cut.max(Some(index)),
+                thread::sleep(RETRY);
             }
         }
-        if must_sync {
+        Ok(())
+    }
+
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Write(write) => {
+                let snapshot = write.snapshot.map(|snapshot| {
+                    let metadata = snapshot.get_metadata();
+                    (metadata.index, metadata.term)
+                });
+                self.wal.append(write.hard_state.as_ref(), snapshot, &write.entries);
+                self.batch.must_sync |= write.must_sync;
+                self.batch.persisted = Some(write.number);
+            }
+            Job::Cut(index) => self.batch.cut = self.batch.cut.max(Some(index)),
+        }
+    }
+
+    /// Takes what has queued up into the next frame; whether there is anything to do.
+    pub fn gather(&mut self) -> bool {
+        while let Ok(job) = self.jobs.try_recv() {
+            self.take(job);
+        }
+        self.batch.persisted.is_some() || self.batch.cut.is_some()
+    }
+
+    /// Writes what was gathered and reports. False: the disk is full, to be called again before anything is gathered.
+    ///
+    /// # Errors
+    /// What is final.
+    pub fn write(&mut self, report: &dyn Fn(Report)) -> Result<bool, WalError> {
+        if self.batch.must_sync {
             let begun = std::time::Instant::now();
-            if !commit(&mut wal, report, closed)? {
-                return Ok(());
+            match self.wal.commit() {
+                Ok(()) => {}
+                Err(error) if error.is_full() => {
+                    if !std::mem::replace(&mut self.full, true) {
+                        tracing::error!(
+                            directory = %self.wal.directory().display(),
+                            "no space left for the write-ahead log: free disk space, writes wait until there is"
+                        );
+                        report(Report::Full(true));
+                    }
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
             }
-            observer.fsync(begun.elapsed());
+            if std::mem::take(&mut self.full) {
+                tracing::info!("there is space for the write-ahead log again");
+                report(Report::Full(false));
+            }
+            self.observer.fsync(begun.elapsed());
         }
+        let Batch { persisted, cut, .. } = std::mem::take(&mut self.batch);
         if let Some(number) = persisted {
             report(Report::Persisted(number));
         }
         if let Some(index) = cut {
-            wal.cut(index)?;
+            self.wal.cut(index)?;
         }
-        observer.size(wal.bytes(), wal.written());
+        self.observer.size(self.wal.bytes(), self.wal.written());
+        Ok(true)
     }
-    Ok(())
-}
-
-/// Tries until there is space. False: the process ends before; nothing of it was acknowledged.
-fn commit(wal: &mut Wal, report: &dyn Fn(Report), closed: &AtomicBool) -> Result<bool, WalError> {
-    let mut full = false;
-    loop {
-        match wal.commit() {
-            Ok(()) => break,
-            Err(error) if error.is_full() => {
-                if !full {
-                    tracing::error!(
-                        directory = %wal.directory().display(),
-                        "no space left for the write-ahead log: free disk space, writes wait until there is"
-                    );
-                    report(Report::Full(true));
-                    full = true;
-                }
-                if closed.load(Ordering::Relaxed) {
-                    return Ok(false);
-                }
-                thread::sleep(RETRY);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if full {
-        tracing::info!("there is space for the write-ahead log again");
-        report(Report::Full(false));
-    }
-    Ok(true)
 }
