@@ -105,7 +105,8 @@ impl Reader {
 /// Sends a snapshot with its message, and reports with [`Event::SnapshotSent`].
 pub type SnapshotSender = Box<dyn FnOnce(Message, Outgoing) + Send>;
 
-/// The other members. Messages may be lost, doubled and overtaken, but not changed.
+/// The other members. Messages may be lost and overtaken, and doubled but for proposals (one that comes twice is applied
+/// twice); they are not changed.
 pub trait Network: Send {
     /// Never waits: what cannot be queued is dropped, and consensus sends again.
     fn send(&self, to: u64, messages: Vec<Message>);

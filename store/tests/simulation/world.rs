@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use keelson_raft::Message;
+use keelson_raft::{Message, MessageType};
 use kube_store::node::{Event, Stopped};
 use kube_store::snapshot::{Outgoing, Receiver, SnapshotError};
 use kube_store::start::StartError;
@@ -391,11 +391,14 @@ impl World {
             }
             return;
         }
-        let copies = if self.network.doubles(random) { 2 } else { 1 };
-        for _ in 0..copies {
-            let delay = self.network.delay(&mut self.random);
-            self.at(delay, Action::Deliver { to, messages: messages.clone() });
+        if self.network.doubles(random) {
+            let mut twice = messages.clone();
+            twice.retain(|message| message.get_msg_type() != MessageType::MsgPropose);
+            let delay = self.network.delay(random);
+            self.at(delay, Action::Deliver { to, messages: twice });
         }
+        let delay = self.network.delay(&mut self.random);
+        self.at(delay, Action::Deliver { to, messages });
     }
 
     fn transmit_snapshot(&mut self, from: usize, message: Box<Message>, mut outgoing: Outgoing) {
