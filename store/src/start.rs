@@ -168,11 +168,8 @@ pub fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, St
     let member = directory.join("member");
     let snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
     let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
-    let trees = Trees {
-        disk: env.disk.clone(),
-        open_tree: env.open_tree.clone(),
-        directory: member.join("tree"),
-    };
+    let trees =
+        Trees { disk: env.disk.clone(), open_tree: env.open_tree.clone(), directory: member.join("tree") };
     env.disk
         .create_dir(&trees.directory)
         .map_err(|error| StartError::Directory(trees.directory.clone(), error))?;

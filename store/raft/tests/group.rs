@@ -5,13 +5,38 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use keelson_raft::{ConfState, Config, Group, Initial, Role};
+use keelson_raft::{ConfState, Config, Group, Initial, Message, MessageType, Role};
 
 struct Member {
     group: Group<&'static str>,
     applied: Vec<Bytes>,
     index: u64,
     served: Vec<(u64, &'static str)>,
+}
+
+impl Member {
+    /// Handles every output; gives what is to be sent.
+    fn work(&mut self) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while let Some(output) = self.group.output() {
+            messages.extend(output.messages);
+            for entry in output.committed {
+                self.index = entry.index;
+                if !entry.data.is_empty() {
+                    self.applied.push(entry.data);
+                }
+            }
+            if let Some(write) = output.write {
+                self.group.persisted(write.number);
+            }
+            self.group.applied(self.index);
+            for (index, readers) in output.reads {
+                assert!(index <= self.index, "in this test every commit is applied at once");
+                self.served.extend(readers.into_iter().map(|reader| (index, reader)));
+            }
+        }
+        messages
+    }
 }
 
 struct Cluster {
@@ -45,34 +70,16 @@ impl Cluster {
     fn settle(&mut self) {
         loop {
             let mut messages = Vec::new();
-            let mut idle = true;
             for member in self.members.values_mut() {
-                while let Some(output) = member.group.output() {
-                    idle = false;
-                    messages.extend(output.messages);
-                    for entry in output.committed {
-                        member.index = entry.index;
-                        if !entry.data.is_empty() {
-                            member.applied.push(entry.data);
-                        }
-                    }
-                    if let Some(write) = output.write {
-                        member.group.persisted(write.number);
-                    }
-                    member.group.applied(member.index);
-                    for (index, readers) in output.reads {
-                        assert!(index <= member.index, "in this test every commit is applied at once");
-                        member.served.extend(readers.into_iter().map(|reader| (index, reader)));
-                    }
-                }
+                messages.extend(member.work());
+            }
+            if messages.is_empty() {
+                return;
             }
             for message in messages {
                 if !self.cut.contains(&message.to) && !self.cut.contains(&message.from) {
                     self.members.get_mut(&message.to).unwrap().group.step(message).unwrap();
                 }
-            }
-            if idle {
-                return;
             }
         }
     }
@@ -208,4 +215,47 @@ fn a_leader_that_is_cut_off_serves_no_read_and_its_proposal_is_replaced() {
         cluster.tick();
     }
     assert!(cluster.members.values().all(|member| member.applied == ["kept"]));
+}
+
+/// raft-rs puts the entries that a follower asks for into an append without entries that waits for it already, though
+/// that one stands behind them. The follower would acknowledge what it does not have.
+#[test]
+fn a_rejection_behind_a_commit_is_answered_at_its_place() {
+    let mut cluster = Cluster::new(3, 5);
+    let leader = cluster.leader();
+    let (behind, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    cluster.cut = vec![behind];
+    cluster.group(leader).propose("x".into()).unwrap();
+    cluster.settle();
+    cluster.cut.clear();
+    cluster.group(leader).propose("y".into()).unwrap();
+    let mut answers = Vec::new();
+    let sent = cluster.members.get_mut(&leader).unwrap().work();
+    for id in [other, behind] {
+        for message in sent.iter().filter(|message| message.to == id) {
+            cluster.group(id).step(message.clone()).unwrap();
+        }
+        answers.extend(cluster.members.get_mut(&id).unwrap().work());
+    }
+    assert!(answers.last().is_some_and(|answer| answer.reject), "{answers:?}");
+    for answer in answers {
+        cluster.group(leader).step(answer).unwrap();
+    }
+    let sent = cluster.members.get_mut(&leader).unwrap().work();
+    let mut appended = 0;
+    for message in sent {
+        if message.get_msg_type() == MessageType::MsgAppend
+            && let Some(first) = message.entries.first()
+        {
+            assert_eq!(message.index + 1, first.index, "{message:?}");
+            appended += 1;
+        }
+        cluster.group(message.to).step(message).unwrap();
+    }
+    assert!(appended > 0);
+    cluster.settle();
+    for _ in 0..2 {
+        cluster.tick();
+    }
+    assert!(cluster.members.values().all(|member| member.applied == ["x", "y"]));
 }

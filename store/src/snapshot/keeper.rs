@@ -73,18 +73,17 @@ pub fn spawn(
     report: impl Fn(Report) + std::marker::Send + 'static,
 ) -> io::Result<(Keeper, thread::JoinHandle<()>)> {
     let (keeper, mut worker) = worker(snapshots, state, cluster);
-    let thread =
-        thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
-            while let Ok(first) = worker.jobs.recv() {
-                worker.queue.push_back(first);
-                while worker.gather() {
-                    match worker.needs() {
-                        Some(index) if !worker.state.store.values.wait_drained(index) => worker.skip(),
-                        _ => worker.step(&report),
-                    }
+    let thread = thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
+        while let Ok(first) = worker.jobs.recv() {
+            worker.queue.push_back(first);
+            while worker.gather() {
+                match worker.needs() {
+                    Some(index) if !worker.state.store.values.wait_drained(index) => worker.skip(),
+                    _ => worker.step(&report),
                 }
             }
-        })?;
+        }
+    })?;
     Ok((keeper, thread))
 }
 
@@ -93,7 +92,10 @@ impl Worker {
     pub fn gather(&mut self) -> bool {
         self.queue.extend(self.jobs.try_iter());
         // A later compaction does this one's work too, unless a snapshot stands between.
-        while matches!((self.queue.front(), self.queue.get(1)), (Some(Job::Compact { .. }), Some(Job::Compact { .. }))) {
+        while matches!(
+            (self.queue.front(), self.queue.get(1)),
+            (Some(Job::Compact { .. }), Some(Job::Compact { .. }))
+        ) {
             self.queue.pop_front();
         }
         !self.queue.is_empty()

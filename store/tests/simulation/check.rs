@@ -66,7 +66,11 @@ impl Model {
             self.delete(&kv.key);
         }
         let deleted = gone.len() as i64;
-        DeleteRangeResponse { header: None, deleted, prev_kvs: if delete.prev_kv { gone } else { Vec::new() } }
+        DeleteRangeResponse {
+            header: None,
+            deleted,
+            prev_kvs: if delete.prev_kv { gone } else { Vec::new() },
+        }
     }
 
     fn run(&mut self, ops: &[RequestOp]) -> Vec<ResponseOp> {
@@ -246,8 +250,12 @@ pub fn check(history: &[Call], ledger: &Ledger, watches: &[Watch], clock_jumped:
             let (seen, changes) =
                 ledger.revisions.get(&at).unwrap_or_else(|| panic!("nobody ever had revision {at}"));
             // The call that made it.
-            let mut makers: Vec<&&Call> =
-                told.get(&at).into_iter().flatten().filter(|call| makes(call, &before, at, changes)).collect();
+            let mut makers: Vec<&&Call> = told
+                .get(&at)
+                .into_iter()
+                .flatten()
+                .filter(|call| makes(call, &before, at, changes))
+                .collect();
             if makers.len() > 1 {
                 // A lease whose last keys went just before it was revoked.
                 makers.retain(|call| !matches!(call.request, Request::Operation(Operation::LeaseRevoke(_))));
@@ -255,7 +263,10 @@ pub fn check(history: &[Call], ledger: &Ledger, watches: &[Watch], clock_jumped:
             assert!(makers.len() <= 1, "revision {at} was told to several that wrote: {makers:#?}");
             if let [maker] = makers[..] {
                 let mut model = Model::at(&before, at);
-                assert!(floor.before(maker.begun) < at, "revision {at} had been told before it began: {maker:#?}");
+                assert!(
+                    floor.before(maker.begun) < at,
+                    "revision {at} had been told before it began: {maker:#?}"
+                );
                 let Request::Operation(operation) = &maker.request else { unreachable!() };
                 let expected = model.execute(operation);
                 assert_eq!(&model.changes, changes, "revision {at} is not what {maker:#?} wrote");
@@ -295,7 +306,9 @@ pub fn check(history: &[Call], ledger: &Ledger, watches: &[Watch], clock_jumped:
         }
     }
     for call in history {
-        let (Outcome::ReadCompacted, Request::Range(range)) = (&call.outcome, &call.request) else { continue };
+        let (Outcome::ReadCompacted, Request::Range(range)) = (&call.outcome, &call.request) else {
+            continue;
+        };
         assert!(range.revision > 0 && range.revision < compacted, "told compacted: {call:#?}");
     }
     for watch in watches.iter().filter(|watch| !watch.is_tap()) {
@@ -322,13 +335,11 @@ fn makes(call: &Call, before: &Keys, at: i64, changes: &[Changed]) -> bool {
             model.execute(operation);
             match response {
                 // It may be told `at` for having come after whatever made it.
-                Response::Txn(txn) => {
-                    txn.responses.iter().any(|op| match &op.response {
-                        Some(OpResponse::ResponsePut(_)) => true,
-                        Some(OpResponse::ResponseDeleteRange(delete)) => delete.deleted > 0,
-                        _ => false,
-                    })
-                }
+                Response::Txn(txn) => txn.responses.iter().any(|op| match &op.response {
+                    Some(OpResponse::ResponsePut(_)) => true,
+                    Some(OpResponse::ResponseDeleteRange(delete)) => delete.deleted > 0,
+                    _ => false,
+                }),
                 Response::Put(_) => true,
                 Response::DeleteRange(delete) => delete.deleted > 0,
                 // Its keys are all that went.
@@ -364,10 +375,7 @@ fn quiet(call: &Call, (at, changes): (i64, &[Changed]), before: &Keys, states: &
 
 /// What no client wrote: a lease ran out, or was revoked by a call without an answer that named it again.
 fn expiry(at: i64, seen: u64, changes: &[Changed], before: &Keys, history: &[Call], clock_jumped: bool) {
-    let lease = changes
-        .first()
-        .and_then(|changed| before.get(&changed.kv.key))
-        .map_or(0, |kv| kv.lease);
+    let lease = changes.first().and_then(|changed| before.get(&changed.kv.key)).map_or(0, |kv| kv.lease);
     assert!(lease != 0, "nobody wrote revision {at}, or it was written before: {changes:#?}");
     let mut model = Model::at(before, at);
     model.revoke(lease);

@@ -33,8 +33,14 @@ pub enum Outcome {
     /// No answer: it may have happened, or may happen yet.
     Unknown,
     /// The state machine's answer, and the revision behind it.
-    Applied { revision: i64, result: Result<Response, String> },
-    Read { revision: i64, response: RangeResponse },
+    Applied {
+        revision: i64,
+        result: Result<Response, String>,
+    },
+    Read {
+        revision: i64,
+        response: RangeResponse,
+    },
     ReadCompacted,
     KeptAlive(LeaseAnswer),
 }
@@ -260,8 +266,14 @@ impl Clients {
         let at = &members[member];
         let state = state(members, member)?;
         let number = self.history.len();
-        let mut call =
-            Call { client, member, begun: now, ended: None, request: request.clone(), outcome: Outcome::Unknown };
+        let mut call = Call {
+            client,
+            member,
+            begun: now,
+            ended: None,
+            request: request.clone(),
+            outcome: Outcome::Unknown,
+        };
         let (waiting, event) = match request {
             Request::Operation(operation) => {
                 let (reply, answer) = oneshot::channel();

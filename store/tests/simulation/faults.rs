@@ -41,11 +41,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(random: &mut Random) -> Self {
-        Self {
-            over: false,
-            every: random.between(150, 1500),
-            start_crashes: random.below(30),
-        }
+        Self { over: false, every: random.between(150, 1500), start_crashes: random.below(30) }
     }
 
     pub fn crashes_at_start(&self, random: &mut Random) -> bool {
@@ -79,7 +75,9 @@ impl World {
                 fuse: Some(random.below(60)),
                 ..Faults::default()
             }),
-            5 => self.disk_fault(member, "writes fail", |_| Faults { fail_writes: true, ..Faults::default() }),
+            5 => {
+                self.disk_fault(member, "writes fail", |_| Faults { fail_writes: true, ..Faults::default() })
+            }
             6 => self.disk_fault(member, "fsyncs fail", |_| Faults { fail_syncs: true, ..Faults::default() }),
             7 => self.disk_fault(member, "disk full", |random| Faults {
                 room: Some(random.below(32 << 10)),

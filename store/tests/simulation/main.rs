@@ -47,8 +47,12 @@ fn run(seed: u64) -> (World, Verdict) {
         world.run(next);
     }
     world.watches.finish(&world.members);
-    let verdict =
-        check::check(&world.clients.history, &world.watches.ledger, &world.watches.watches, world.clients.clock_jumped);
+    let verdict = check::check(
+        &world.clients.history,
+        &world.watches.ledger,
+        &world.watches.watches,
+        world.clients.clock_jumped,
+    );
     let mut found = Vec::new();
     for member in &world.members {
         let state = &member.process.as_ref().expect("all members run").state;
@@ -62,9 +66,7 @@ fn run(seed: u64) -> (World, Verdict) {
     (world, verdict)
 }
 
-fn all(
-    state: &kube_store::apply::State,
-) -> BTreeMap<bytes::Bytes, keelson_proto::etcd::mvccpb::KeyValue> {
+fn all(state: &kube_store::apply::State) -> BTreeMap<bytes::Bytes, keelson_proto::etcd::mvccpb::KeyValue> {
     let request = keelson_proto::etcd::etcdserverpb::RangeRequest {
         key: vec![0].into(),
         range_end: vec![0].into(),
@@ -75,16 +77,21 @@ fn all(
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 /// Small, so that segments end, snapshots are made and the log is cut all the time.
 fn thresholds() -> fail::FailScenario<'static> {
     // No other test of this process meanwhile: failpoints are the process's.
     let scenario = fail::FailScenario::setup();
-    for (name, value) in
-        [("wal_segment", 8 << 10), ("snapshot_at", 24 << 10), ("snapshot_every", 12 << 10), ("log_keep", 8 << 10)]
-    {
+    for (name, value) in [
+        ("wal_segment", 8 << 10),
+        ("snapshot_at", 24 << 10),
+        ("snapshot_every", 12 << 10),
+        ("log_keep", 8 << 10),
+    ] {
         fail::cfg(name, &format!("return({value})")).unwrap();
     }
     scenario

@@ -26,19 +26,49 @@ pub const SECOND: u64 = 1_000_000_000;
 
 /// What is to happen. Members are meant by their place; `life` tells apart their processes.
 pub enum Action {
-    Tick { member: usize, life: u64 },
-    Turn { member: usize, life: u64 },
-    Wal { member: usize, life: u64 },
-    Keeper { member: usize, life: u64 },
-    Drain { member: usize, life: u64 },
-    Deliver { to: usize, messages: Vec<Message> },
-    Snapshot { from: usize, to: usize, life: u64, message: Box<Message>, pieces: Vec<Bytes>, whole: bool },
-    Start { member: usize },
+    Tick {
+        member: usize,
+        life: u64,
+    },
+    Turn {
+        member: usize,
+        life: u64,
+    },
+    Wal {
+        member: usize,
+        life: u64,
+    },
+    Keeper {
+        member: usize,
+        life: u64,
+    },
+    Drain {
+        member: usize,
+        life: u64,
+    },
+    Deliver {
+        to: usize,
+        messages: Vec<Message>,
+    },
+    Snapshot {
+        from: usize,
+        to: usize,
+        life: u64,
+        message: Box<Message>,
+        pieces: Vec<Bytes>,
+        whole: bool,
+    },
+    Start {
+        member: usize,
+    },
     Fault,
     /// A client begins its next call, or goes on with it.
     Client(usize),
     /// A client gives up a call.
-    Abandon { client: usize, call: usize },
+    Abandon {
+        client: usize,
+        call: usize,
+    },
     Watch(usize),
 }
 
@@ -336,7 +366,9 @@ impl World {
     /// After anything that a member did: what it asks of the rest of the world.
     fn settle(&mut self, member: usize, result: Result<(), Stopped>) {
         self.observe(member);
-        let Member { process: Some(process), disk, provoked, flips, .. } = &mut self.members[member] else { return };
+        let Member { process: Some(process), disk, provoked, flips, .. } = &mut self.members[member] else {
+            return;
+        };
         if disk.is_blown() {
             self.count("ended in the middle of an operation");
             let loss = if self.random.percent(50) { Loss::Power } else { Loss::Process };
@@ -511,9 +543,9 @@ impl World {
             }
             Ok(_) => self.start_failed(member),
             Err(_) if disk.is_blown() => self.start_failed(member),
-            Err(StartError::Wal(WalError::Corrupt { .. }) | StartError::Snapshot(SnapshotError::Damaged(_)))
-                if !flips.is_empty() =>
-            {
+            Err(
+                StartError::Wal(WalError::Corrupt { .. }) | StartError::Snapshot(SnapshotError::Damaged(_)),
+            ) if !flips.is_empty() => {
                 // Found, as it has to be; the operator brings the file back.
                 for (path, place) in flips.drain(..) {
                     disk.flip_at(&path, place);
@@ -588,8 +620,7 @@ impl World {
             .iter()
             .map(|member| {
                 let process = member.process.as_ref()?;
-                (process.shared.leader() != 0)
-                    .then(|| (process.state.applied(), process.shared.commit()))
+                (process.shared.leader() != 0).then(|| (process.state.applied(), process.shared.commit()))
             })
             .collect();
         positions.iter().all(|position| {
