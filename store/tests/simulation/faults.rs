@@ -1,4 +1,9 @@
 //! What goes wrong, when, and how badly.
+//!
+//! Changes of the membership are not among it yet: they would be a fault here and, since they have answers, a request in
+//! [`crate::clients`].
+
+use kube_store::node::Event;
 
 use crate::disk::{Faults, Loss};
 use crate::random::Random;
@@ -56,8 +61,8 @@ impl World {
         }
         let count = self.members.len();
         let member = self.random.index(count);
-        let other = (member + 1 + self.random.index(count - 1)) % count;
-        let what = self.random.below(16);
+        let other = (member + self.random.index(count)) % count;
+        let what = self.random.below(17);
         match what {
             0 => {
                 self.count("killed");
@@ -118,9 +123,14 @@ impl World {
                 self.members[member].slowness = [1, 10, 100][self.random.index(3)];
             }
             14 => {
+                self.count("snapshot asked for");
+                let send = Box::new(|outgoing| drop(outgoing));
+                self.send(member, Event::Snapshot { send });
+            }
+            15 => {
                 self.count("leader moved");
                 let to = self.members[other].id;
-                self.send(member, kube_store::node::Event::MoveLeader { to });
+                self.send(member, Event::MoveLeader { to });
             }
             _ => {
                 // Everything but what is on disks gets well again.

@@ -21,9 +21,11 @@ use check::Verdict;
 use world::{SECOND, World};
 
 /// Seeds of a run that fits CI.
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 40;
 /// Seconds of simulated time with faults.
-const ROUGH: u64 = 20;
+const ROUGH: u64 = 12;
+/// Seconds after them in which clients go on.
+const AFTER: u64 = 8;
 /// Within so many seconds without faults all members have to be level.
 const CALM: u64 = 60;
 
@@ -33,11 +35,11 @@ fn run(seed: u64) -> (World, Verdict) {
     world.heal();
     // Clients go on for a while: the store has to serve them again.
     let begun = world.clients.history.len();
-    world.run((2 + ROUGH + 20) * SECOND);
+    world.run((2 + ROUGH + AFTER) * SECOND);
     let healed = &world.clients.history[begun..];
     assert!(
         healed.iter().any(|call| matches!(call.outcome, clients::Outcome::Applied { .. })),
-        "nothing was written in the 20 seconds after all faults were over"
+        "nothing was written in the {AFTER} seconds after all faults were over"
     );
     world.clients.quiet = true;
     let end = world.now + CALM * SECOND;
