@@ -143,7 +143,11 @@ impl World {
         }
         self.note(|| format!("fault {what} of {member}"));
         let every = self.plan.every;
-        let delay = self.random.between(every / 4, every * 2) * MILLISECOND;
+        // Now and then in the middle of what the last one set off.
+        let delay = match self.random.below(4) {
+            0 => self.random.between(1, 100),
+            _ => self.random.between(every / 4, every * 2),
+        } * MILLISECOND;
         self.at(delay, Action::Fault);
     }
 

@@ -103,6 +103,8 @@ pub struct World {
     pub steps: u64,
     /// How often what happened, to show that it did.
     pub counts: BTreeMap<&'static str, u64>,
+    /// Who led in each term.
+    leaders: BTreeMap<u64, usize>,
     verbose: bool,
 }
 
@@ -142,6 +144,7 @@ impl World {
             trace: seed,
             steps: 0,
             counts: BTreeMap::new(),
+            leaders: BTreeMap::new(),
             verbose: std::env::var_os("SIM_TRACE").is_some(),
         };
         for member in 0..world.members.len() {
@@ -383,6 +386,11 @@ impl World {
             let loss = if self.random.percent(50) { Loss::Power } else { Loss::Process };
             return self.end(member, loss);
         }
+        if process.shared.is_leader() {
+            let term = process.shared.term();
+            let leader = *self.leaders.entry(term).or_insert(member);
+            assert_eq!(leader, member, "two members lead in term {term}");
+        }
         let sent = process.outbox.take();
         let mut due = Vec::new();
         if !process.wal_busy && process.wal.gather() {
@@ -514,7 +522,8 @@ impl World {
         self.free(free);
         self.note(|| format!("member {member} ended, {loss:?}"));
         self.flip(member);
-        let delay = self.random.between(10, 3000) * MILLISECOND;
+        let longest = if self.random.one_in(3) { 50 } else { 3000 };
+        let delay = self.random.between(5, longest) * MILLISECOND;
         self.at(delay, Action::Start { member });
     }
 
