@@ -7,6 +7,7 @@
 
 mod check;
 mod clients;
+mod crash;
 mod disk;
 mod faults;
 mod member;
