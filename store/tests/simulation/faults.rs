@@ -124,7 +124,7 @@ impl World {
             }
             14 => {
                 self.count("snapshot asked for");
-                let send = Box::new(|outgoing| drop(outgoing));
+                let send = Box::new(drop);
                 self.send(member, Event::Snapshot { send });
             }
             15 => {
