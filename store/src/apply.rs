@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use keelson_proto::etcd::etcdserverpb::{
-    CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse, Member, PutResponse,
-    TxnResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeResponse,
+    LeaseGrantResponse, LeaseRevokeResponse, Member, PutResponse, TxnResponse, alarm_request::AlarmAction,
 };
 use keelson_proto::etcd::storepb::{Command, LeaseRecord, Metadata, command::Operation};
 use keelson_raft::Entry;
 use parking_lot::RwLock;
 use prost::Message;
 
+use crate::alarm::{ALARM_PREFIX, Alarms, alarm_key, parse_alarm_key};
 use crate::lease::{Leases, MAX_TTL};
 use crate::mvcc::{BackendError, Change as TreeChange, KeyChange, Loaded, MvccError, Store, WriteTxn};
 use crate::watch::{Change, Hub};
@@ -31,6 +32,7 @@ pub enum Response {
     LeaseGrant(LeaseGrantResponse),
     LeaseRevoke(LeaseRevokeResponse),
     Published,
+    Alarm(AlarmResponse),
 }
 
 /// Why an entry changed nothing.
@@ -42,6 +44,8 @@ pub enum Rejected {
     LeaseExists,
     #[error("too large lease TTL")]
     LeaseTtlTooLarge,
+    #[error("corrupt cluster")]
+    Corrupt,
     #[error("the entry holds no operation that this version knows")]
     Unknown,
 }
@@ -93,6 +97,7 @@ pub struct State {
     pub store: Store,
     pub leases: RwLock<Leases>,
     pub members: RwLock<BTreeMap<u64, Member>>,
+    pub alarms: RwLock<Alarms>,
     pub hub: Hub,
     applied: AtomicU64,
 }
@@ -115,6 +120,7 @@ impl State {
             store,
             leases: RwLock::new(leases),
             members: RwLock::new(members),
+            alarms: RwLock::new(read_alarms(&*backend)?),
             hub,
             applied: AtomicU64::new(applied),
         }))
@@ -138,6 +144,7 @@ impl State {
                 .map(|(id, granted_ttl)| LeaseRecord { id, granted_ttl })
                 .collect(),
             members: self.members.read().values().cloned().collect(),
+            alarms: self.alarms.read().iter().collect(),
         }
     }
 
@@ -152,10 +159,12 @@ impl State {
     ) -> Result<(), BackendError> {
         let leases = std::mem::take(&mut loaded.leases);
         let (leases, members) = read_metadata(&*backend, leases, self.members.read().clone())?;
+        let alarms = read_alarms(&*backend)?;
         let (index, revision) = (loaded.applied.0, loaded.index.revision);
         self.store.replace(loaded, backend);
         *self.leases.write() = leases;
         *self.members.write() = members;
+        *self.alarms.write() = alarms;
         self.applied.store(index, Ordering::Release);
         self.hub.reset(revision);
         Ok(())
@@ -190,6 +199,10 @@ impl State {
 
     fn execute(&self, operation: Operation) -> (Result<Response, Rejected>, Effect) {
         let plain = |result| (result, Effect::None);
+        let harmless = matches!(operation, Operation::Alarm(_) | Operation::Publish(_));
+        if !harmless && self.alarms.read().any(AlarmType::Corrupt) {
+            return plain(Err(Rejected::Corrupt));
+        }
         match operation {
             Operation::Put(put) => plain(self.mutate(|txn, leases| {
                 txn.check_put(&put, leases)?;
@@ -224,6 +237,7 @@ impl State {
                 (result, effect)
             }
             Operation::Publish(member) => plain(Ok(self.publish(member))),
+            Operation::Alarm(request) => plain(Ok(self.alarm(&request))),
         }
     }
 
@@ -297,6 +311,50 @@ impl State {
         }
         Response::Published
     }
+
+    /// Answers with the alarm, if the request changed or confirmed one.
+    fn alarm(&self, request: &AlarmRequest) -> Response {
+        let alarm = AlarmMember { member_id: request.member_id, alarm: request.alarm };
+        let mut alarms = self.alarms.write();
+        let (touched, value) = match request.action() {
+            AlarmAction::Get => (false, None),
+            _ if request.alarm() == AlarmType::None => (false, None),
+            AlarmAction::Activate => {
+                if alarms.raise(&alarm) {
+                    tracing::error!(
+                        member = format!("{:x}", alarm.member_id),
+                        alarm = alarm.alarm().as_str_name(),
+                        "an alarm is raised"
+                    );
+                }
+                (true, Some(Vec::new()))
+            }
+            AlarmAction::Deactivate => (alarms.disarm(&alarm), None),
+        };
+        if touched {
+            if value.is_none() {
+                let (member, alarm) = (format!("{:x}", alarm.member_id), alarm.alarm().as_str_name());
+                tracing::info!(member, alarm, "an alarm is disarmed");
+            }
+            self.store.values.put_metadata(alarm_key(&alarm), value);
+        }
+        Response::Alarm(AlarmResponse {
+            header: None,
+            alarms: touched.then_some(alarm).into_iter().collect(),
+        })
+    }
+}
+
+/// Alarms as the tree has them.
+fn read_alarms(backend: &dyn crate::mvcc::Backend) -> Result<Alarms, BackendError> {
+    let mut alarms = Alarms::default();
+    backend.scan(&[ALARM_PREFIX], &[ALARM_PREFIX + 1], &mut |key, _| {
+        if let Some(alarm) = parse_alarm_key(key) {
+            alarms.raise(&alarm);
+        }
+        true
+    })?;
+    Ok(alarms)
 }
 
 /// Leases and members as the tree has them.
@@ -329,6 +387,9 @@ pub fn metadata_changes(metadata: &Metadata) -> Vec<TreeChange> {
     }
     for member in &metadata.members {
         changes.push((member_key(member.id), Some(member.encode_to_vec())));
+    }
+    for alarm in &metadata.alarms {
+        changes.push((alarm_key(alarm), Some(Vec::new())));
     }
     let compacted = metadata.compact_revision.to_be_bytes().to_vec();
     changes.push((crate::mvcc::COMPACTED_KEY.to_vec(), Some(compacted)));

@@ -3,12 +3,16 @@
 //! The way of a write: `grpc` → `node` → keelson-raft → `wal` (and `transport`, at the same time) → `apply` → `mvcc` and
 //! `watch` → `grpc`. `snapshot` lets the log be cut; `start` puts snapshot, tree and log together again.
 
+pub mod alarm;
 pub mod apply;
 mod authority;
+mod compactor;
 pub mod config;
+mod corruption;
 pub mod env;
 pub mod grpc;
 mod health;
+pub mod ignored;
 pub mod lease;
 pub mod metrics;
 pub mod mvcc;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use keelson_component_base::metrics::{Registry, exponential_buckets};
+use keelson_proto::etcd::etcdserverpb::AlarmType;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -136,6 +137,8 @@ impl Collector for StateCollector {
             "The revision of the last compaction in store",
             compacted,
         )?;
+        let corrupt = flag(state.alarms.read().any(AlarmType::Corrupt));
+        gauge("etcd_debugging_server_alarm_corrupt", "Whether an alarm CORRUPT is raised", corrupt)?;
         let watchers = state.hub.watchers() as u64;
         gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers", watchers)?;
         gauge("etcd_wal_bytes", "Bytes of the write-ahead log that are not cut", shared.wal_bytes())?;

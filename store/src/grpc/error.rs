@@ -42,7 +42,6 @@ pub mod status {
         bad_transferee: FailedPrecondition, "bad leader transferee";
         no_membership_changes: Unimplemented, "membership cannot be changed by this version of kube-store";
         no_downgrade: Unimplemented, "downgrade is not supported by kube-store";
-        no_manual_alarm: Unimplemented, "alarms cannot be raised by hand in kube-store";
     }
 }
 
@@ -66,6 +65,7 @@ pub fn mvcc(error: &MvccError) -> Status {
 pub fn rejected(rejected: &Rejected) -> Status {
     match rejected {
         Rejected::Mvcc(error) => mvcc(error),
+        Rejected::Corrupt => status::corrupt(),
         Rejected::LeaseExists => status::lease_exists(),
         Rejected::LeaseTtlTooLarge => status::lease_ttl_too_large(),
         Rejected::Unknown => Status::unimplemented("etcdserver: unknown operation"),

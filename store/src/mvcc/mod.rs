@@ -5,6 +5,7 @@
 
 mod backend;
 mod compaction;
+mod hash;
 mod index;
 mod load;
 mod range;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use backend::{Backend, BackendError, Change, MemoryBackend, SledBackend};
+pub use hash::Hash;
 pub use index::{Index, KeyRange, RangeEnd};
 pub use load::{Loaded, load};
 pub use range::View;

@@ -12,7 +12,8 @@ use keelson_component_base::tls;
 use keelson_proto::peer::peer_client::PeerClient;
 use keelson_proto::peer::snapshot_chunk::Part;
 use keelson_proto::peer::{
-    LeaseQuery, MessageBatch, SnapshotChunk, SnapshotData, SnapshotEnd, SnapshotHeader,
+    HashKvAnswer, HashKvQuery, LeaseQuery, MessageBatch, SnapshotChunk, SnapshotData, SnapshotEnd,
+    SnapshotHeader,
 };
 use keelson_raft::Message;
 use rustls::pki_types::ServerName;
@@ -35,6 +36,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// Between two attempts to reach a peer.
 const BACKOFF: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_secs(5);
+/// A checksum reads everything.
+const HASH: Duration = Duration::from_secs(60);
 
 pub struct PeersConfig {
     pub cluster: u64,
@@ -159,6 +162,23 @@ impl Peers {
         };
         let answer = tokio::time::timeout(ASK, ask).await.map_err(|_| unreachable())??.into_inner();
         Ok(LeaseAnswer { ttl: answer.ttl, granted: answer.granted_ttl })
+    }
+}
+
+impl Peers {
+    /// Asks all other members at once for the checksum at a revision. A member that is further, or not as far, says so.
+    pub async fn ask_hashes(&self, revision: i64) -> Vec<(u64, Result<HashKvAnswer, Status>)> {
+        let mut asking = tokio::task::JoinSet::new();
+        for (id, peer) in &self.peers {
+            let (id, mut client) = (*id, peer.client.clone());
+            let query = HashKvQuery { cluster_id: self.cluster, revision };
+            asking.spawn(async move {
+                let late = |_| Err(Status::unavailable("etcdserver: request timed out"));
+                let answer = tokio::time::timeout(HASH, client.hash_kv(query)).await.unwrap_or_else(late);
+                (id, answer.map(tonic::Response::into_inner))
+            });
+        }
+        asking.join_all().await
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use keelson_proto::peer::peer_server::Peer;
 use keelson_proto::peer::snapshot_chunk::Part;
 use keelson_proto::peer::{
-    LeaseAnswer, LeaseQuery, MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
+    HashKvAnswer, HashKvQuery, LeaseAnswer, LeaseQuery, MessageBatch, MessagesResponse, SnapshotChunk,
+    SnapshotResponse,
 };
 use keelson_raft::MessageType;
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::wire;
 use crate::grpc::{Server, status};
+use crate::mvcc::Hash;
 use crate::node::{Chain, Event, Refused};
 use crate::snapshot::{Receiver, SnapshotError, Snapshots};
 
@@ -140,6 +142,15 @@ impl Peer for PeerService {
         (metadata.index, metadata.term) = (index, term);
         self.send(Event::SnapshotReceived { message: Box::new(message) })?;
         Ok(Response::new(SnapshotResponse {}))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvQuery>) -> Result<Response<HashKvAnswer>, Status> {
+        let query = request.into_inner();
+        self.check_cluster(query.cluster_id)?;
+        let (Hash { hash, revision: hash_revision, compacted }, revision) =
+            self.server.hash_at(query.revision)?;
+        let compact_revision = compacted;
+        Ok(Response::new(HashKvAnswer { hash, compact_revision, hash_revision, revision }))
     }
 
     async fn lease_keep_alive(&self, request: Request<LeaseQuery>) -> Result<Response<LeaseAnswer>, Status> {

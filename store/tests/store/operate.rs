@@ -1,0 +1,241 @@
+//! Operating a store with etcd's own tools: Debian's etcdctl 3.4, and etcd 3.4 itself to compare checksums with.
+
+use std::process::{Command, Stdio};
+
+use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
+use keelson_proto::etcd::etcdserverpb::{
+    AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
+    PutRequest,
+};
+use kube_store::mvcc::{Backend, SledBackend};
+use tonic::Code;
+
+use crate::harness::{self, Client, Member, eventually, free_port};
+
+/// What etcdctl prints; it has to succeed.
+pub fn etcdctl(ports: &[u16], arguments: &[&str]) -> String {
+    let endpoints: Vec<String> = ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
+    let output = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .arg(format!("--endpoints={}", endpoints.join(",")))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Debian's etcd with nothing in it.
+struct Etcd {
+    child: std::process::Child,
+    port: u16,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Etcd {
+    async fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap();
+        let (port, peer) = (free_port(), free_port());
+        let url = |port| format!("http://127.0.0.1:{port}");
+        let child = Command::new("etcd")
+            .arg(format!("--data-dir={}", directory.path().display()))
+            .arg(format!("--listen-client-urls={}", url(port)))
+            .arg(format!("--advertise-client-urls={}", url(port)))
+            .arg(format!("--listen-peer-urls={}", url(peer)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let etcd = Self { child, port, _directory: directory };
+        let client = etcd.client();
+        eventually("etcd is ready", || async { client.get("x").await.ok() }).await;
+        etcd
+    }
+
+    fn client(&self) -> Client {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port));
+        Client::new(endpoint.unwrap().connect_lazy())
+    }
+}
+
+/// Puts, overwrites, deletes, transactions of several changes, leases.
+async fn history(client: &Client) {
+    let mut kv = client.kv.clone();
+    for round in 0..5 {
+        for key in 0..20 {
+            client.put(&format!("k{key}"), vec![b'v'; key * round * 100]).await.unwrap();
+        }
+        let delete = DeleteRangeRequest {
+            key: format!("k1{round}").into(),
+            range_end: format!("k1{}", round + 2).into(),
+            prev_kv: false,
+        };
+        kv.delete_range(delete).await.unwrap();
+    }
+    client.lease.clone().lease_grant(LeaseGrantRequest { ttl: 600, id: 77 }).await.unwrap();
+    let put = PutRequest { key: "leased".into(), value: "x".into(), lease: 77, ..PutRequest::default() };
+    kv.put(put).await.unwrap();
+}
+
+#[tokio::test]
+async fn checksums_are_etcds() {
+    let (member, etcd) = (harness::single().await, Etcd::start().await);
+    let (ours, theirs) = (member.client(), etcd.client());
+    history(&ours).await;
+    history(&theirs).await;
+    let check = async |revision: i64| {
+        let ask = async |client: &Client| {
+            let request = HashKvRequest { revision };
+            let answer = client.maintenance.clone().hash_kv(request).await.unwrap().into_inner();
+            (answer.hash, answer.compact_revision, answer.header.unwrap().revision)
+        };
+        assert_eq!(ask(&ours).await, ask(&theirs).await, "at revision {revision}");
+    };
+    check(0).await;
+    check(40).await;
+    for revision in [30, 55, 84] {
+        for client in [&ours, &theirs] {
+            client.kv.clone().compact(CompactionRequest { revision, physical: true }).await.unwrap();
+        }
+        check(0).await;
+        check(revision + 3).await;
+    }
+    let error = ours.maintenance.clone().hash_kv(HashKvRequest { revision: 20 }).await.unwrap_err();
+    assert_eq!(error.message(), "etcdserver: mvcc: required revision has been compacted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alarms_are_the_clusters() {
+    let members = harness::group(3).await;
+    let ports: Vec<u16> = members.iter().map(|member| member.client_port).collect();
+    let clients: Vec<Client> = members.iter().map(Member::client).collect();
+    clients[0].put("a", "1").await.unwrap();
+    let id = clients[1].status().await.unwrap().header.unwrap().member_id;
+    let raise = async |alarm: AlarmType| {
+        let request =
+            AlarmRequest { action: AlarmAction::Activate as i32, member_id: id, alarm: alarm as i32 };
+        clients[0].maintenance.clone().alarm(request).await.unwrap();
+    };
+    raise(AlarmType::Corrupt).await;
+    for (client, port) in clients.iter().zip(&ports) {
+        assert_eq!(etcdctl(&[*port], &["alarm", "list"]), format!("memberID:{id} alarm:CORRUPT \n"));
+        for error in [client.get("a").await.unwrap_err(), client.put("a", "2").await.unwrap_err()] {
+            assert_eq!((error.code(), error.message()), (Code::DataLoss, "etcdserver: corrupt cluster"));
+        }
+    }
+    assert_eq!(etcdctl(&ports, &["alarm", "disarm"]), format!("memberID:{id} alarm:CORRUPT \n"));
+    assert_eq!(etcdctl(&ports, &["alarm", "list"]), "");
+    for client in &clients {
+        assert_eq!(client.get("a").await.unwrap().unwrap(), b"1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_space_stops_the_writes_of_all() {
+    let mut members = harness::members(3);
+    members[1].extra = vec!["--quota-backend-bytes=1000000".to_owned()];
+    for member in &mut members {
+        member.start();
+    }
+    for member in &members {
+        member.ready().await;
+    }
+    let clients: Vec<Client> = members.iter().map(Member::client).collect();
+    let id = clients[1].status().await.unwrap().header.unwrap().member_id;
+    let error =
+        eventually("writes are refused", || async { clients[0].put("k", vec![7; 200_000]).await.err() })
+            .await;
+    assert_eq!(error.message(), "etcdserver: mvcc: database space exceeded");
+    let listed = etcdctl(&[members[2].client_port], &["alarm", "list"]);
+    assert_eq!(listed, format!("memberID:{id} alarm:NOSPACE \n"));
+    let delete = DeleteRangeRequest { key: "k".into(), ..DeleteRangeRequest::default() };
+    let deleted = clients[0].kv.clone().delete_range(delete).await.unwrap().into_inner();
+    let revision = deleted.header.unwrap().revision;
+    clients[0].kv.clone().compact(CompactionRequest { revision, physical: false }).await.unwrap();
+    eventually("writes resume by themselves", || async { clients[0].put("k", "v").await.ok() }).await;
+    assert_eq!(etcdctl(&[members[2].client_port], &["alarm", "list"]), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn maintenance_with_etcdctl() {
+    let members = harness::group(3).await;
+    let ports: Vec<u16> = members.iter().map(|member| member.client_port).collect();
+    for value in ["1", "2", "3"] {
+        members[0].client().put("a", value).await.unwrap();
+    }
+    assert_eq!(etcdctl(&ports, &["compaction", "3"]), "compacted revision 3\n");
+    eventually("all have compacted", || async {
+        let hashes = etcdctl(&ports, &["endpoint", "hashkv"]);
+        let hashes: Vec<&str> =
+            hashes.lines().filter_map(|line| line.split_once(", ")).map(|pair| pair.1).collect();
+        (hashes.len() == 3 && hashes.windows(2).all(|pair| pair[0] == pair[1])).then_some(())
+    })
+    .await;
+    let defragmented = etcdctl(&ports, &["defrag"]);
+    assert_eq!(defragmented.matches("Finished defragmenting").count(), 3, "{defragmented}");
+    let leader = harness::leader(&members).await;
+    let to = &members[(leader + 1) % 3];
+    let id = to.client().status().await.unwrap().header.unwrap().member_id;
+    let moved = etcdctl(&ports, &["move-leader", &format!("{id:x}")]);
+    assert!(moved.starts_with("Leadership transferred from"), "{moved}");
+    assert_eq!(to.client().status().await.unwrap().leader, id);
+}
+
+/// Changes a value in the tree of a member that does not run, behind its back.
+fn corrupt(member: &Member, from: &[u8; 6], to: &[u8; 6]) {
+    let tree = harness::files(&member.trees(), "").pop().unwrap();
+    let backend = SledBackend::open(&tree).unwrap();
+    let mut changes = Vec::new();
+    backend
+        .scan(b"r", b"s", &mut |key, value| {
+            if let Some(at) = value.windows(from.len()).position(|window| window == from) {
+                let mut value = value.to_vec();
+                value[at..at + to.len()].copy_from_slice(to);
+                changes.push((key.to_vec(), Some(value)));
+            }
+            true
+        })
+        .unwrap();
+    assert_eq!(changes.len(), 1);
+    backend.write(changes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_other_data_is_found() {
+    let mut members = harness::members(3);
+    for member in &mut members {
+        member.extra = vec!["--experimental-corrupt-check-time=200ms".to_owned()];
+        member.start();
+    }
+    for member in &members {
+        member.ready().await;
+    }
+    let leader = harness::leader(&members).await;
+    let clients: Vec<Client> = members.iter().map(Member::client).collect();
+    clients[leader].put("a", "needle").await.unwrap();
+    let wrong = (leader + 1) % 3;
+    assert!(members[wrong].stop().success());
+    corrupt(&members[wrong], b"needle", b"noodle");
+    // With the check before it serves, it does not.
+    members[wrong].extra = vec!["--experimental-initial-corrupt-check=true".to_owned()];
+    members[wrong].start();
+    assert!(!members[wrong].ended().success());
+    assert!(members[wrong].log().contains("found data inconsistency with peers"));
+    members[wrong].extra.clear();
+    members[wrong].start();
+    let error = eventually("it is found", || async { clients[leader].put("b", "x").await.err() }).await;
+    assert_eq!(error.message(), "etcdserver: corrupt cluster");
+    let listed = etcdctl(&[members[leader].client_port], &["alarm", "list"]);
+    let id = eventually("it is up", || async { clients[wrong].status().await.ok() }).await;
+    assert_eq!(listed, format!("memberID:{} alarm:CORRUPT \n", id.header.unwrap().member_id));
+    assert_eq!(clients[wrong].get("a").await.unwrap_err().message(), "etcdserver: corrupt cluster");
+}
