@@ -268,6 +268,12 @@ fn hash(parts: impl IntoIterator<Item = String>) -> u64 {
 }
 
 impl Config {
+    /// What it is without any flag.
+    pub fn default_flags() -> Self {
+        // No flag is required.
+        Self::parse_from(["kube-store"])
+    }
+
     /// The members at bootstrap, sorted by id, and this one's id. Ids come from peer URLs and token, as in etcd.
     ///
     /// # Errors

@@ -8,10 +8,14 @@ use kube_store::config::Config;
 use kube_store::ignored;
 use kube_store::node::Chain;
 use kube_store::run;
+use kube_store::tool::{self, Tool};
 
 fn main() -> ExitCode {
     tls::install_provider();
     memory::trim_when_idle();
+    if tool::is_meant(std::env::args().nth(1).as_deref()) {
+        return Tool::parse().run();
+    }
     let command = Config::command();
     let acts = |flag: &str| command.get_arguments().any(|argument| argument.get_long() == Some(flag));
     let arguments = ignored::take_out(std::env::args(), acts);

@@ -305,9 +305,9 @@ async fn watch_space(
                 tracing::info!(size, available, "there is space again: writes are accepted");
             }
         }
-        // The others refuse writes too, as in etcd. It is told beside, since it takes as long as there is no quorum, or no
-        // space for the log.
-        let lacks = server.shared.no_space();
+        // The quota is the cluster's: the others refuse writes too, as in etcd. A full disk is this member's own trouble, and
+        // the others go on without it. It is told beside, since it takes as long as there is no quorum.
+        let lacks = size > server.limits.quota;
         let told = server.state.alarms.read().has(server.member, AlarmType::Nospace);
         if lacks != told && telling.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
             telling = Some(tokio::spawn(tell_space(server.clone(), lacks)));

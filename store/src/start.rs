@@ -20,6 +20,7 @@ use crate::grpc::{self, Limits, Server};
 use crate::metrics::{Metrics, StateCollector, WalObserver};
 use crate::mvcc::{Backend, BackendError, Loaded, SledBackend, Store, Values, load};
 use crate::node::{Chain, Event, Node, Parts, Shared, Stopped};
+use crate::recovery::{self, RecoveryError};
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::transport::{PeerNetwork, Peers, PeersConfig};
 use crate::wal::{self, Identity, Recovered, Wal, WalError};
@@ -44,17 +45,19 @@ pub enum StartError {
     Raft(#[from] keelson_raft::Error),
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    #[error("cannot make this member the only one of its cluster")]
+    Recovery(#[from] RecoveryError),
 }
 
 /// Directories of trees: while one is in use, another can be built beside it.
 #[derive(Clone)]
-struct Trees {
+pub(crate) struct Trees {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
 }
 
 /// A tree with what it says.
-type Tree = (Loaded, Arc<dyn Backend>);
+pub(crate) type Tree = (Loaded, Arc<dyn Backend>);
 
 /// Whether a tree has to be built anew for its size: sled never gives back what it once took.
 fn is_bloated(size: u64, in_use: u64) -> bool {
@@ -77,17 +80,31 @@ const TREE_SPACE: u64 = 16 << 20;
 /// Trees are numbered from 1.
 const NO_TREE: u64 = 0;
 
+/// The trees in a directory, ascending.
+pub(crate) fn tree_numbers(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<u64>> {
+    let names = disk.list(directory)?;
+    let mut numbers: Vec<u64> =
+        names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+pub(crate) fn tree_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{TREE}{number}"))
+}
+
 impl Trees {
     fn numbers(&self) -> io::Result<Vec<u64>> {
-        let names = self.disk.list(&self.directory)?;
-        let mut numbers: Vec<u64> =
-            names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+        tree_numbers(&*self.disk, &self.directory)
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("{TREE}{number}"))
+        tree_path(&self.directory, number)
+    }
+
+    /// Removes all trees; none may be open.
+    pub(crate) fn remove_all(&self) {
+        self.remove_but(NO_TREE);
     }
 
     /// The newest tree that is whole and at or behind `from`, which the log reaches back to.
@@ -101,7 +118,7 @@ impl Trees {
                     in_use = loaded.in_use,
                     "the tree of values takes much more than what is in it: it is built anew"
                 ),
-                Ok((loaded, backend)) if loaded.applied.0 >= from => {
+                Ok((loaded, backend)) if loaded.applied.0 >= from && !loaded.unfinished => {
                     self.remove_but(number);
                     return Ok(Some((loaded, backend)));
                 }
@@ -138,7 +155,7 @@ impl Trees {
 
 /// Opens and reads a tree on a thread of its own: sled panics at some damages instead of telling, and what it then
 /// leaves locked must not be this thread's.
-fn read_tree(path: PathBuf) -> Result<Result<Tree, String>, StartError> {
+pub(crate) fn read_tree(path: PathBuf) -> Result<Result<Tree, String>, StartError> {
     let (found, wait) = channel();
     let read = move || {
         let opened = SledBackend::open(&path).and_then(|backend| {
@@ -153,13 +170,13 @@ fn read_tree(path: PathBuf) -> Result<Result<Tree, String>, StartError> {
 }
 
 /// What the disk says.
-struct Disks {
-    snapshots: Snapshots,
-    trees: Trees,
-    backend: Arc<dyn Backend>,
-    loaded: Loaded,
-    wal: Wal,
-    recovered: Recovered,
+pub(crate) struct Disks {
+    pub snapshots: Snapshots,
+    pub trees: Trees,
+    pub backend: Arc<dyn Backend>,
+    pub loaded: Loaded,
+    pub wal: Wal,
+    pub recovered: Recovered,
 }
 
 fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartError> {
@@ -261,6 +278,11 @@ pub fn start(
         data = %directory.display(),
         "starting"
     );
+    if config.force_new_cluster {
+        let disks = open(env, &directory, Identity { cluster, member })?;
+        let own = initial_members(&members).remove(&member).unwrap_or_default();
+        recovery::force_new_cluster(disks, cluster, own)?;
+    }
     let Disks { snapshots, trees, backend, loaded, wal, recovered } =
         open(env, &directory, Identity { cluster, member })?;
     let voters = match snapshots.latest() {
@@ -268,7 +290,10 @@ pub fn start(
         _ => members.iter().map(|member| member.id).collect(),
     };
     let (applied, applied_term) = loaded.applied;
-    let registry_of_members = initial_members(&members);
+    let mut registry_of_members = initial_members(&members);
+    if voters == [member] {
+        registry_of_members.retain(|id, _| *id == member);
+    }
     let values = Values::new(backend, applied);
     let store = Store::new(loaded.index, values.clone(), loaded.in_use);
     let state = State::new(store, loaded.leases, registry_of_members, applied)?;
@@ -384,7 +409,7 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn initial_members(members: &[InitialMember]) -> BTreeMap<u64, Member> {
+pub(crate) fn initial_members(members: &[InitialMember]) -> BTreeMap<u64, Member> {
     let urls = |urls: &[Url]| urls.iter().map(Url::to_string).collect();
     members
         .iter()

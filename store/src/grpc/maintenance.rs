@@ -44,7 +44,7 @@ impl Server {
 
 #[tonic::async_trait]
 impl Maintenance for Server {
-    /// A member without space raises its alarm and disarms it by itself. Disarmed by hand before there is space, it is
+    /// A member above its quota raises its alarm and disarms it by itself. Disarmed by hand before there is room, it is
     /// raised again.
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         let request = request.into_inner();

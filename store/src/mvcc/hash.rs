@@ -113,24 +113,56 @@ impl Store {
     }
 
     /// The inner error: a compaction or another state overtook it, or a revision is missing that has to be there.
-    #[expect(clippy::type_complexity, reason = "it is for the function above only")]
     fn try_hash(&self, revision: i64) -> Result<Result<(Hash, i64), Option<i64>>, MvccError> {
         let Some((at, compacted, newest, revisions)) = self.hashed(revision)? else { return Ok(Err(None)) };
         let (mut crc, mut buffer) = (Crc32c::new(), Vec::new());
         crc.update(BUCKET);
+        let missing =
+            self.visit(at, revisions, &mut |found, record| update(&mut crc, &mut buffer, found, record))?;
+        if let Some(missing) = missing {
+            return Ok(Err((self.compacted() == compacted).then_some(missing.main)));
+        }
+        Ok(Ok((Hash { hash: crc.finish(), revision: at, compacted }, newest)))
+    }
+
+    /// Reads records in order, up to revision `at`. Returns the first that is not there.
+    fn visit(
+        &self,
+        at: i64,
+        revisions: Vec<Revision>,
+        visit: &mut dyn FnMut(Revision, &Record),
+    ) -> Result<Option<Revision>, MvccError> {
         let mut wanted = revisions.into_iter().peekable();
         let first = wanted.peek().map_or(at, |first| first.main);
         self.values.scan(first, at, &mut |found, record| {
             // What is not wanted is compacted, and not removed yet.
             if wanted.next_if_eq(&found).is_some() {
-                update(&mut crc, &mut buffer, found, &record);
+                visit(found, &record);
             }
             wanted.peek().is_some()
         })?;
-        if let Some(missing) = wanted.next() {
-            return Ok(Err((self.compacted() == compacted).then_some(missing.main)));
-        }
-        Ok(Ok((Hash { hash: crc.finish(), revision: at, compacted }, newest)))
+        Ok(wanted.next())
+    }
+
+    /// The first change in which two stores, at the same revision, differ: only one has it, or they have it differently.
+    ///
+    /// # Errors
+    /// A tree's.
+    pub fn first_difference(&self, other: &Store) -> Result<Option<(Revision, Vec<u8>)>, MvccError> {
+        let list = |store: &Store| -> Result<Vec<(Revision, u32, Vec<u8>)>, MvccError> {
+            let Some((at, _, _, revisions)) = store.hashed(0)? else { return Ok(Vec::new()) };
+            let (mut found, mut buffer) = (Vec::new(), Vec::new());
+            store.visit(at, revisions, &mut |revision, record| {
+                let mut crc = Crc32c::new();
+                update(&mut crc, &mut buffer, revision, record);
+                found.push((revision, crc.finish(), record.kv.key.to_vec()));
+            })?;
+            Ok(found)
+        };
+        let (ours, theirs) = (list(self)?, list(other)?);
+        let same = ours.iter().zip(&theirs).take_while(|(ours, theirs)| ours == theirs).count();
+        let differing = [ours.get(same), theirs.get(same)];
+        Ok(differing.into_iter().flatten().min().map(|(revision, _, key)| (*revision, key.clone())))
     }
 
     /// The revision that is asked for, what is compacted, the newest revision, and which revisions to cover.

@@ -32,6 +32,9 @@ pub use write::{KeyChange, WriteTxn};
 /// Where the compacted revision lies in the tree.
 pub const COMPACTED_KEY: &[u8] = b"m/compacted";
 
+/// What a tree has while another one is being copied to it.
+pub const UNFINISHED_KEY: &[u8] = b"m/unfinished";
+
 /// What a read or write of the multi-version store refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum MvccError {

@@ -11,7 +11,7 @@ use crate::env::{Disk, File};
 
 /// Bytes per piece.
 const PIECE: usize = 256 << 10;
-const MAX_MANIFEST: usize = 64 << 20;
+pub(super) const MAX_MANIFEST: usize = 64 << 20;
 
 /// A snapshot being read for a peer. Its files stay readable when newer snapshots have replaced it.
 pub struct Outgoing {

@@ -58,6 +58,29 @@ pub struct Identity {
     pub member: u64,
 }
 
+/// What lies in a log's directory.
+pub struct Inspected {
+    pub recovered: Recovered,
+    /// None: there is no log.
+    pub identity: Option<Identity>,
+    pub segments: usize,
+    pub bytes: u64,
+}
+
+/// Reads a log and touches nothing.
+///
+/// # Errors
+/// Damage that is no torn tail, and the disk's.
+pub fn inspect(disk: &dyn Disk, directory: &Path, floor: u64) -> Result<Inspected, WalError> {
+    let reading = recover::read(disk, directory, floor)?;
+    let identity = reading.segments.first().map(|first| {
+        let Header { cluster, member, .. } = first.header;
+        Identity { cluster, member }
+    });
+    let bytes = reading.segments.iter().map(|segment| segment.end).sum();
+    Ok(Inspected { recovered: reading.recovered, identity, segments: reading.segments.len(), bytes })
+}
+
 pub struct Wal {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
@@ -104,6 +127,7 @@ impl Wal {
             let Identity { cluster, member } = identity;
             return Err(WalError::Foreign { found_cluster, found_member, cluster, member });
         }
+        recover::repair(&*disk, &reading)?;
         let hard_state = reading.recovered.hard_state.clone();
         let (salt, active, reserved, segments) = match reading.segments.last() {
             Some(segment) => {

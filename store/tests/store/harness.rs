@@ -199,6 +199,17 @@ impl Member {
         eventually("it is ready", || async { client.get("x").await.ok() }).await;
     }
 
+    /// The flags that say who it is, for `snapshot restore` as well.
+    pub fn identity(&self) -> Vec<String> {
+        let peer = format!("{}://127.0.0.1:{}", self.scheme, self.peer_port);
+        vec![
+            format!("--name={}", self.name),
+            format!("--data-dir={}", self.data().display()),
+            format!("--initial-cluster={}", self.cluster),
+            format!("--initial-advertise-peer-urls={peer}"),
+        ]
+    }
+
     pub fn wal(&self) -> PathBuf {
         self.data().join("member/wal")
     }

@@ -1,11 +1,12 @@
 //! Operating a store with etcd's own tools: Debian's etcdctl 3.4, and etcd 3.4 itself to compare checksums with.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
 use keelson_proto::etcd::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
-    PutRequest,
+    PutRequest, RangeRequest,
 };
 use kube_store::mvcc::{Backend, SledBackend};
 use tonic::Code;
@@ -238,4 +239,169 @@ async fn a_member_with_other_data_is_found() {
     let id = eventually("it is up", || async { clients[wrong].status().await.ok() }).await;
     assert_eq!(listed, format!("memberID:{} alarm:CORRUPT \n", id.header.unwrap().member_id));
     assert_eq!(clients[wrong].get("a").await.unwrap_err().message(), "etcdserver: corrupt cluster");
+}
+
+/// Runs one of the binary's own commands; gives its exit code and what it prints.
+pub fn tool(arguments: &[&str]) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-store")).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout) + &text(&output.stderr))
+}
+
+fn restore(file: &Path, member: &Member, more: &[&str]) -> (i32, String) {
+    let identity = member.identity();
+    let mut arguments = vec!["snapshot", "restore", file.to_str().unwrap()];
+    arguments.extend(identity.iter().map(String::as_str));
+    arguments.extend(more);
+    tool(&arguments)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_etcdctl_saved_is_restored() {
+    let directory = tempfile::tempdir().unwrap();
+    let (theirs, ours) = (directory.path().join("theirs.db"), directory.path().join("ours.db"));
+    let (theirs, ours) = (theirs.as_path(), ours.as_path());
+    let member = harness::single().await;
+    let client = member.client();
+    history(&client).await;
+    client.kv.clone().compact(CompactionRequest { revision: 50, physical: false }).await.unwrap();
+    let port = member.client_port;
+    etcdctl(&[port], &["snapshot", "save", theirs.to_str().unwrap()]);
+    let endpoint = format!("--endpoint=http://127.0.0.1:{port}");
+    let (code, said) = tool(&["snapshot", "save", ours.to_str().unwrap(), &endpoint]);
+    assert_eq!(code, 0, "{said}");
+
+    let (revision, hash) = client.hash().await.unwrap();
+    let (_, simple) = tool(&["snapshot", "status", ours.to_str().unwrap()]);
+    assert_eq!(simple.split(", ").nth(1), Some(revision.to_string().as_str()), "{simple}");
+    let (_, status) = tool(&["snapshot", "status", theirs.to_str().unwrap(), "-w", "json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["revision"], revision);
+    assert_eq!(status["totalSize"], std::fs::metadata(theirs).unwrap().len());
+    let (_, table) = tool(&["snapshot", "status", theirs.to_str().unwrap(), "-w", "table"]);
+    assert!(table.contains("|   HASH   | REVISION | TOTAL KEYS | TOTAL SIZE |"), "{table}");
+
+    let mut restored = harness::members(3);
+    for member in &mut restored {
+        let (code, said) = restore(theirs, member, &[]);
+        assert_eq!(code, 0, "{said}");
+        let (code, said) = restore(theirs, member, &[]);
+        assert!(code == 1 && said.contains("not empty"), "{said}");
+        member.start();
+    }
+    for member in &restored {
+        member.ready().await;
+        assert_eq!(member.client().hash().await.unwrap(), (revision, hash));
+    }
+    assert_eq!(etcdctl(&[restored[0].client_port], &["lease", "list"]), "found 1 leases\n000000000000004d\n");
+    assert_eq!(restored[0].client().all("k").await.unwrap(), client.all("k").await.unwrap());
+    let put = restored[1].client().put("after", "x").await.unwrap();
+    assert_eq!(put.header.unwrap().revision, revision + 1);
+
+    let mut bumped = harness::members(1).remove(0);
+    let (code, said) = restore(theirs, &bumped, &["--bump-revision=1000"]);
+    assert!(code == 1 && said.contains("--mark-compacted required"), "{said}");
+    let (code, said) = restore(theirs, &bumped, &["--bump-revision=1000", "--mark-compacted"]);
+    assert_eq!(code, 0, "{said}");
+    bumped.start();
+    bumped.ready().await;
+    let client = bumped.client();
+    let request = RangeRequest { key: "leased".into(), revision: revision + 999, ..RangeRequest::default() };
+    let error = client.range(request).await.unwrap_err();
+    assert_eq!(error.message(), "etcdserver: mvcc: required revision has been compacted");
+    assert_eq!(client.get("leased").await.unwrap().unwrap(), b"x");
+    assert_eq!(client.put("after", "x").await.unwrap().header.unwrap().revision, revision + 1001);
+
+    let mut bytes = std::fs::read(theirs).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(ours, &bytes).unwrap();
+    let other = harness::members(1).remove(0);
+    let (code, said) = restore(ours, &other, &[]);
+    assert!(code == 1 && said.contains("SHA-256"), "{said}");
+    let (code, said) = restore(ours, &other, &["--skip-hash-check"]);
+    assert!(code == 1 && said.contains("checksum"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verify_finds_what_is_wrong_and_changes_nothing() {
+    let mut member = harness::members(1).remove(0);
+    let data = member.data().display().to_string();
+    let verify = || tool(&["verify", "--data-dir", &data]);
+    // A snapshot every 16 MiB of the log, so that there is one with entries behind it.
+    member.start_with("snapshot_at=return(1000000)");
+    member.ready().await;
+    let client = member.client();
+    history(&client).await;
+    for round in 0..20 {
+        client.put("large", vec![round; 1_000_000]).await.unwrap();
+    }
+    eventually("there is a snapshot", || async { (member.snapshots() > 0).then_some(()) }).await;
+    client.put("a", "needle").await.unwrap();
+    let (code, said) = verify();
+    assert!(code == 1 && said.contains("in use"), "{said}");
+    assert!(member.stop().success());
+    let content = || {
+        let mut found: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+        let mut left = vec![member.data()];
+        while let Some(directory) = left.pop() {
+            for path in harness::files(&directory, "") {
+                match path.is_dir() {
+                    true => left.push(path),
+                    false => found.push((path.clone(), std::fs::read(path).unwrap())),
+                }
+            }
+        }
+        found.sort();
+        found
+    };
+    let before = content();
+    let (code, said) = verify();
+    assert!(code == 0 && said.contains("give what the tree has: ok"), "{said}");
+    assert!(content() == before, "it changed something");
+    corrupt(&member, b"needle", b"noodle");
+    let (code, said) = verify();
+    assert!(code == 1 && said.contains("differ, first at revision") && said.contains("key \"a\""), "{said}");
+    let segment = harness::files(&member.wal(), ".wal").remove(0);
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let (code, said) = verify();
+    assert!(code == 1 && said.contains("write-ahead log is corrupt"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_member_goes_on_alone() {
+    let mut members = harness::group(3).await;
+    let client = members[2].client();
+    history(&client).await;
+    let all = client.all("k").await.unwrap();
+    let id = client.status().await.unwrap().header.unwrap();
+    for member in &mut members {
+        member.kill();
+    }
+    let alone = &mut members[2];
+    alone.extra = vec!["--force-new-cluster".to_owned()];
+    for flags in ["--force-new-cluster", ""] {
+        alone.extra = [flags].iter().filter(|flag| !flag.is_empty()).map(|flag| (*flag).to_owned()).collect();
+        alone.start();
+        alone.ready().await;
+        let client = alone.client();
+        assert_eq!(client.all("k").await.unwrap(), all, "{flags}");
+        let listed = etcdctl(&[alone.client_port], &["member", "list"]);
+        assert_eq!(listed.lines().count(), 1, "{listed}");
+        let now = client.status().await.unwrap().header.unwrap();
+        assert_eq!((now.cluster_id, now.member_id), (id.cluster_id, id.member_id));
+        assert!(alone.stop().success());
+    }
+    alone.start();
+    alone.ready().await;
+    alone.client().put("after", "x").await.unwrap();
+    // The others still take it for one of theirs, and must not change it.
+    members[0].start();
+    members[1].start();
+    members[0].ready().await;
+    members[0].client().put("theirs", "x").await.unwrap();
+    assert_eq!(members[2].client().get("theirs").await.unwrap(), None);
+    assert_eq!(members[2].client().get("after").await.unwrap().unwrap(), b"x");
 }
