@@ -20,6 +20,7 @@ pub mod node;
 mod recovery;
 pub mod run;
 pub mod serve;
+mod shrink;
 pub mod snapshot;
 pub mod start;
 pub mod tool;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use keelson_component_base::metrics::Registry;
 use keelson_proto::etcd::etcdserverpb::Member;
 use keelson_raft::{ConfState, Group, Initial};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::apply::State;
 use crate::config::{ClusterState, Config, InitialMember, Url};
@@ -21,6 +21,7 @@ use crate::metrics::{Metrics, StateCollector, WalObserver};
 use crate::mvcc::{Backend, BackendError, Loaded, SledBackend, Store, Values, load};
 use crate::node::{Chain, Event, Node, Parts, Shared, Stopped};
 use crate::recovery::{self, RecoveryError};
+use crate::shrink::Shrinker;
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::transport::{PeerNetwork, Peers, PeersConfig};
 use crate::wal::{self, Identity, Recovered, Wal, WalError};
@@ -54,6 +55,25 @@ pub enum StartError {
 pub(crate) struct Trees {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
+    numbers: Arc<Mutex<Numbers>>,
+}
+
+/// Which trees there are.
+#[derive(Default)]
+pub(crate) struct Numbers {
+    /// The highest ever given.
+    last: u64,
+    in_use: u64,
+    /// Being built beside it.
+    building: Option<u64>,
+}
+
+impl Numbers {
+    /// The tree beside is in use now, or was given up. Returns the one that is of no use any more.
+    pub(crate) fn end(&mut self, number: u64, switched: bool) -> u64 {
+        self.building = None;
+        if switched { std::mem::replace(&mut self.in_use, number) } else { number }
+    }
 }
 
 /// A tree with what it says.
@@ -94,11 +114,46 @@ pub(crate) fn tree_path(directory: &Path, number: u64) -> PathBuf {
 }
 
 impl Trees {
+    fn new(disk: Arc<dyn Disk>, directory: PathBuf) -> Self {
+        Self { disk, directory, numbers: Arc::default() }
+    }
+
+    /// A number that no tree has or had.
+    fn give(&self, numbers: &mut Numbers) -> io::Result<u64> {
+        let highest = self.numbers()?.last().copied().unwrap_or(NO_TREE);
+        numbers.last = numbers.last.max(highest) + 1;
+        Ok(numbers.last)
+    }
+
+    /// A place for a tree beside the one in use.
+    pub(crate) fn begin(&self) -> io::Result<(u64, PathBuf)> {
+        let mut numbers = self.numbers.lock();
+        let number = self.give(&mut numbers)?;
+        numbers.building = Some(number);
+        Ok((number, self.path(number)))
+    }
+
+    /// Does what may put another tree in use; who the tree in use is changes only under this lock.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Numbers> {
+        self.numbers.lock()
+    }
+
+    pub(crate) fn remove(&self, path: &Path) {
+        if let Err(error) = self.disk.remove_dir(path) {
+            tracing::warn!(%error, "cannot remove an old tree of values");
+        }
+    }
+
+    /// An error is not taken for a full disk.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.disk.available(&self.directory).map_or(true, |available| available >= bytes)
+    }
+
     fn numbers(&self) -> io::Result<Vec<u64>> {
         tree_numbers(&*self.disk, &self.directory)
     }
 
-    fn path(&self, number: u64) -> PathBuf {
+    pub(crate) fn path(&self, number: u64) -> PathBuf {
         tree_path(&self.directory, number)
     }
 
@@ -119,6 +174,7 @@ impl Trees {
                     "the tree of values takes much more than what is in it: it is built anew"
                 ),
                 Ok((loaded, backend)) if loaded.applied.0 >= from && !loaded.unfinished => {
+                    self.numbers.lock().in_use = number;
                     self.remove_but(number);
                     return Ok(Some((loaded, backend)));
                 }
@@ -135,7 +191,7 @@ impl Trees {
 
     /// A fresh tree, filled from the snapshot.
     fn build(&self, snapshots: &Snapshots) -> Result<(Tree, u64), SnapshotError> {
-        let number = self.numbers()?.last().map_or(1, |last| last + 1);
+        let number = self.give(&mut self.lock())?;
         let backend: Arc<dyn Backend> = Arc::new(SledBackend::open(&self.path(number))?);
         snapshots.restore(&*backend)?;
         let loaded = load(&backend)?;
@@ -145,10 +201,9 @@ impl Trees {
     /// Removes all trees that are not in use and will not be; [`NO_TREE`] is none of them.
     fn remove_but(&self, keep: u64) {
         let numbers = self.numbers().unwrap_or_default();
-        for number in numbers.into_iter().filter(|number| *number != keep) {
-            if let Err(error) = self.disk.remove_dir(&self.path(number)) {
-                tracing::warn!(%error, "cannot remove an old tree of values");
-            }
+        let building = self.numbers.lock().building;
+        for number in numbers.into_iter().filter(|number| *number != keep && Some(*number) != building) {
+            self.remove(&self.path(number));
         }
     }
 }
@@ -183,7 +238,7 @@ fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartE
     let member = directory.join("member");
     let snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
     let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
-    let trees = Trees { disk: env.disk.clone(), directory: member.join("tree") };
+    let trees = Trees::new(env.disk.clone(), member.join("tree"));
     env.disk
         .create_dir(&trees.directory)
         .map_err(|error| StartError::Directory(trees.directory.clone(), error))?;
@@ -192,7 +247,9 @@ fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartE
     let build = |trees: &Trees| -> Result<Tree, StartError> {
         // None of the others is of use, and on a full disk theirs is the room that the new one takes.
         trees.remove_but(NO_TREE);
-        Ok(trees.build(&snapshots)?.0)
+        let (tree, number) = trees.build(&snapshots)?;
+        trees.lock().in_use = number;
+        Ok(tree)
     };
     let (mut loaded, mut backend) = match trees.open(index)? {
         Some(found) => found,
@@ -333,7 +390,8 @@ pub fn start(
     let keeper_events = events.clone();
     let report = move |report| drop(keeper_events.send(Event::Keeper(report)));
     let (keeper, _) =
-        snapshot::spawn(snapshots.clone(), state.clone(), cluster, report).map_err(StartError::Thread)?;
+        snapshot::spawn(snapshots.clone(), state.clone(), cluster, Shrinker::new(trees.clone()), report)
+            .map_err(StartError::Thread)?;
     if state.store.compacted() > 0 {
         // What an earlier life compacted and may not have removed.
         keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
@@ -454,7 +512,10 @@ fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
 /// Builds a tree from the snapshot that a peer sent and puts it in place.
 fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
     let ((loaded, backend), number) = trees.build(snapshots).map_err(Stopped::Install)?;
+    let mut numbers = trees.lock();
     state.install(loaded, backend).map_err(Stopped::Tree)?;
+    numbers.in_use = number;
+    drop(numbers);
     trees.remove_but(number);
     Ok(())
 }

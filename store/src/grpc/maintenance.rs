@@ -85,11 +85,12 @@ impl Maintenance for Server {
         }))
     }
 
-    /// Nothing to do by hand: space that compaction frees is used again.
+    /// Has a smaller tree built beside this one, if it takes more than it has to; nobody has to wait for that.
     async fn defragment(
         &self,
         _: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        self.send(Event::Defragment)?;
         Ok(Response::new(DefragmentResponse { header: self.current_header() }))
     }
 

@@ -32,7 +32,6 @@ impl Store {
     }
 
     fn remove(&self, revisions: &[Revision]) -> Result<(), BackendError> {
-        let backend = self.values.backend();
         let mut batch: Vec<Change> = Vec::new();
         let mut freed = 0;
         for revision in revisions {
@@ -41,7 +40,7 @@ impl Store {
             record.encode(*revision, |key, _| batch.push((key.to_vec(), None)));
         }
         fail::fail_point!("compaction_before_write");
-        backend.write(batch)?;
+        self.values.remove(batch)?;
         self.in_use.fetch_sub(freed, Ordering::Relaxed);
         Ok(())
     }

@@ -78,6 +78,8 @@ pub enum Event {
     Snapshot {
         send: snapshot::Send,
     },
+    /// Gives disk back, as far as the tree can.
+    Defragment,
     Stop,
 }
 

@@ -236,6 +236,7 @@ impl Node {
             }
             Event::TreeDrained => self.retry_deferred(),
             Event::Snapshot { send } => self.take_snapshot(vec![send]),
+            Event::Defragment => self.parts.keeper.submit(Job::Shrink),
             Event::MoveLeader { to } => self.parts.group.transfer_leader(to),
             Event::Stop => return Ok(true),
         }

@@ -405,3 +405,89 @@ async fn one_member_goes_on_alone() {
     assert_eq!(members[2].client().get("theirs").await.unwrap(), None);
     assert_eq!(members[2].client().get("after").await.unwrap().unwrap(), b"x");
 }
+
+/// Bytes on the disk.
+fn usage(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let paths = harness::files(directory, "");
+    // What is being removed may be gone.
+    let size = |path: &PathBuf| match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => usage(path),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    paths.iter().map(size).sum()
+}
+
+/// 2 MB of keys, written again and again; all but the newest is compacted.
+async fn churn(client: &Client) {
+    let mut revision = 0;
+    for round in 0..20u8 {
+        for key in 0..20 {
+            let put = client.put(&format!("churn{key}"), vec![round; 100_000]).await.unwrap();
+            revision = put.header.unwrap().revision;
+        }
+    }
+    client.kv.clone().compact(CompactionRequest { revision, physical: false }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tree_shrinks_by_itself_after_a_compaction() {
+    let mut member = harness::members(1).remove(0);
+    member.start_with("shrink_slack=return(1000000)");
+    member.ready().await;
+    let client = member.client();
+    churn(&client).await;
+    eventually("a smaller tree is in use", || async {
+        member.log().contains("a smaller tree of values is in use").then_some(())
+    })
+    .await;
+    eventually("the old one is gone", || async {
+        (harness::files(&member.trees(), "").len() == 1 && usage(&member.trees()) < 6_000_000).then_some(())
+    })
+    .await;
+    let before = client.all("churn").await.unwrap();
+    assert_eq!(before.len(), 20);
+    client.put("after", "x").await.unwrap();
+    let hash = client.hash().await.unwrap();
+    for restart in [true, false] {
+        if restart {
+            assert!(member.stop().success());
+        } else {
+            member.kill();
+        }
+        member.start();
+        member.ready().await;
+        assert_eq!(client.hash().await.unwrap(), hash);
+    }
+    let (code, said) = {
+        assert!(member.stop().success());
+        tool(&["verify", "--data-dir", member.data().to_str().unwrap()])
+    };
+    assert_eq!(code, 0, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_that_was_being_built_is_never_mistaken_for_one() {
+    for failpoint in ["rebuild_before_write=3*off->panic", "rebuild_before_switch=panic"] {
+        let mut member = harness::members(1).remove(0);
+        member.start_with(&format!("shrink_slack=return(1000000);{failpoint}"));
+        member.ready().await;
+        let client = member.client();
+        churn(&client).await;
+        assert!(!member.ended().success(), "{failpoint}");
+        member.start();
+        member.ready().await;
+        let all = client.all("churn").await.unwrap();
+        assert_eq!(all.len(), 20);
+        assert!(all.values().all(|value| *value == vec![19; 100_000]), "{failpoint}");
+        // It may begin again.
+        eventually("one is left", || async {
+            (harness::files(&member.trees(), "").len() == 1).then_some(())
+        })
+        .await;
+        assert!(member.stop().success());
+        let (code, said) = tool(&["verify", "--data-dir", member.data().to_str().unwrap()]);
+        assert_eq!(code, 0, "{failpoint}: {said}");
+    }
+}
