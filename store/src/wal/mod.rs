@@ -58,6 +58,30 @@ pub struct Identity {
     pub member: u64,
 }
 
+/// Whose log lies in a directory; none if there is no log.
+///
+/// # Errors
+/// A damaged header, and the disk's.
+pub fn identity(disk: &dyn Disk, directory: &Path) -> Result<Option<Identity>, WalError> {
+    let Some(name) = disk.list(directory)?.into_iter().find(|name| name.ends_with(SUFFIX)) else {
+        return Ok(None);
+    };
+    let segment = directory.join(name);
+    let file = disk.open(&segment)?;
+    let mut bytes = [0; HEADER];
+    let readable = file.length()? >= HEADER as u64;
+    if readable {
+        file.read_at(&mut bytes, 0)?;
+    }
+    match Header::decode(&bytes) {
+        Some(Header { cluster, member, .. }) => Ok(Some(Identity { cluster, member })),
+        None => {
+            let what = "the segment's header is damaged or of another version";
+            Err(WalError::Corrupt { segment, offset: 0, what })
+        }
+    }
+}
+
 pub struct Wal {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
