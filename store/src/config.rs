@@ -13,6 +13,7 @@ use keelson_component_base::tls::{ClientAuth, ServerTls};
 use sha2::{Digest, Sha256};
 
 use crate::compactor::{Mode, Retention};
+use crate::transport::Credentials;
 
 /// `http://host:port` or `https://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,6 +192,12 @@ pub struct Config {
     /// Make this member, with the data that it has, the only one of its cluster: when a majority is lost for good
     #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub force_new_cluster: bool,
+    /// Reject reconfiguration requests that would cause quorum loss
+    #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true")]
+    pub strict_reconfig_check: bool,
+    /// Maximum number of learners that can be in the cluster membership
+    #[arg(long, alias = "experimental-max-learners", default_value_t = 1)]
+    pub max_learners: u32,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -316,6 +323,14 @@ impl Config {
         hash(members.iter().map(|member| format!("{:016x}", member.id)))
     }
 
+    /// This member's certificate towards its peers.
+    pub fn peer_credentials(&self) -> Credentials {
+        Credentials {
+            ca_file: self.peer_trusted_ca_file.clone(),
+            identity: self.peer_cert_file.clone().zip(self.peer_key_file.clone()),
+        }
+    }
+
     pub fn data_directory(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("{}.etcd", self.name)))
     }
@@ -373,7 +388,10 @@ impl Config {
         self.client_tls()?;
         self.peer_tls()?;
         self.retention()?;
-        self.members()?;
+        // As in etcd, what says how the cluster begins means nothing to a member that has begun.
+        if !self.data_directory().join("member/wal").exists() {
+            self.members()?;
+        }
         Ok(())
     }
 

@@ -118,7 +118,8 @@ impl Collector for StateCollector {
         let flag = u64::from;
         gauge("etcd_server_has_leader", "Whether or not a leader exists", flag(shared.leader() != 0))?;
         gauge("etcd_server_is_leader", "Whether or not this member is a leader", flag(shared.is_leader()))?;
-        gauge("etcd_server_is_learner", "Whether or not this member is a learner", 0)?;
+        let learner = flag(shared.is_learner());
+        gauge("etcd_server_is_learner", "Whether or not this member is a learner", learner)?;
         gauge("etcd_server_proposals_pending", "The current number of pending proposals", shared.pending())?;
         gauge("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes", self.quota)?;
         let size = store.values.backend().size();

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::thread;
 
 use keelson_proto::etcd::etcdserverpb::Member;
-use keelson_proto::etcd::storepb::Metadata;
-use keelson_raft::{Entry, EntryType};
+use keelson_proto::etcd::storepb::Configuration;
+use keelson_raft::{ConfState, Entry, configuration_change};
 
 use crate::apply::{Fatal, State};
+use crate::membership::Members;
 use crate::mvcc::{Store, Values};
 use crate::snapshot::SnapshotError;
 use crate::start::{Disks, StartError};
+use crate::wal::Identity;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
@@ -39,18 +41,19 @@ impl Replay {
         Ok(Self { state, drain })
     }
 
-    /// Applies entries, which follow on what the state has; returns how many. Membership is not the state's matter here.
+    /// Applies entries, which follow on what the state has; returns how many.
     ///
     /// # Errors
     /// The state machine's.
     pub fn apply<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Result<usize, RecoveryError> {
         let mut count = 0;
         for entry in entries {
-            if entry.get_entry_type() == EntryType::EntryNormal {
-                self.state.apply(entry)?;
-            } else {
-                let empty = Entry { index: entry.index, term: entry.term, ..Entry::default() };
-                self.state.apply(&empty)?;
+            match configuration_change(entry) {
+                None => drop(self.state.apply(entry)?),
+                // Who votes is not the state's matter here.
+                Some(change) => {
+                    drop(self.state.apply_configuration(entry, &change, || Ok(ConfState::default())));
+                }
             }
             count += 1;
             if self.state.store.values.is_full() {
@@ -80,42 +83,45 @@ impl Replay {
     }
 }
 
-/// Makes `member` the only one of its cluster, durably: a snapshot of everything in its log, committed or not (what it
-/// has may have been acknowledged, and nobody is left to say otherwise), in which it is alone.
-pub(crate) fn force_new_cluster(disks: Disks, cluster: u64, member: Member) -> Result<(), StartError> {
+/// Makes this member the only one of its cluster, durably: a snapshot of everything in its log, committed or not (what it
+/// has may have been acknowledged, and nobody is left to say otherwise), in which it is alone. The others are taken for
+/// removed, as they are told should they come back. `members` are those that the tree need not have.
+pub(crate) fn force_new_cluster(
+    disks: Disks,
+    Identity { cluster, member }: Identity,
+    members: Members,
+) -> Result<(), StartError> {
     let Disks { mut snapshots, trees, backend, loaded, wal, recovered } = disks;
     let (applied, applied_term) = loaded.applied;
     let values = Values::new(backend, applied);
     let store = Store::new(loaded.index, values, loaded.in_use);
-    let state = State::new(store, loaded.leases, Default::default(), applied)?;
+    let state = State::new(store, loaded.leases, members, applied)?;
     let replay = Replay::begin(state.clone())?;
     replay.apply(recovered.entries.iter())?;
     replay.end()?;
-    let term = recovered.entries.last().map_or(applied_term, |entry| entry.term);
-    let state_then = state.metadata(term);
-    let known = state.members.read().get(&member.id).cloned();
-    #[allow(clippy::needless_update, reason = "whatever else there may be says who the members were")]
-    let alone = Metadata {
-        applied_index: state_then.applied_index,
-        applied_term: term,
-        revision: state_then.revision,
-        compact_revision: state_then.compact_revision,
-        leases: state_then.leases,
-        members: vec![Member { is_learner: false, ..known.unwrap_or(member.clone()) }],
-        alarms: state_then.alarms.into_iter().filter(|alarm| alarm.member_id == member.id).collect(),
-        ..Metadata::default()
-    };
+    let mut metadata = state.metadata(recovered.entries.last().map_or(applied_term, |entry| entry.term));
+    metadata.alarms.retain(|alarm| alarm.member_id == member);
+    alone(&state.members.read(), member).describe(&mut metadata);
     tracing::warn!(
-        member = format!("{:x}", member.id),
-        entries = alone.applied_index,
-        revision = alone.revision,
+        member = format!("{member:x}"),
+        entries = metadata.applied_index,
+        revision = metadata.revision,
         "--force-new-cluster: this member is now the only one of its cluster. Start it without the flag from now on. \
          Remove the data of the other members, add them with `etcdctl member add` and start them with \
          --initial-cluster-state=existing"
     );
-    snapshots.take(&state.store, alone, vec![member.id], cluster).map_err(StartError::Snapshot)?;
+    snapshots.take(&state.store, metadata, vec![member], cluster).map_err(StartError::Snapshot)?;
     // It says who the members were; the next one is built from the snapshot. Its file has to be closed before.
     drop((state, wal));
     trees.remove_all();
     Ok(())
+}
+
+/// The members if there is but one, and all others are gone for good.
+fn alone(members: &Members, member: u64) -> Members {
+    let own = members.get(&member).cloned().unwrap_or_default();
+    let others = members.keys().copied().filter(|id| *id != member);
+    let removed = members.removed().iter().copied().filter(|id| *id != member).chain(others).collect();
+    let configuration = Configuration { voters: vec![member], ..Configuration::default() };
+    Members::new([Member { id: member, is_learner: false, ..own }], removed, configuration)
 }

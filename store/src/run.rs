@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigError, Url};
 use crate::corruption::{self, Inconsistent};
 use crate::env::Env;
 use crate::grpc::Server;
+use crate::join::{self, JoinError};
 use crate::node::{Event, Stopped};
 use crate::serve::{Listener, ServeError, Services};
 use crate::start::{self, Running, StartError};
@@ -33,6 +34,8 @@ pub enum RunError {
     Serve(#[from] ServeError),
     #[error("cannot start")]
     Start(#[from] StartError),
+    #[error("cannot start")]
+    Join(#[from] JoinError),
     #[error("stopped")]
     Node(#[from] Stopped),
     #[error("not serving: its data is not what the other members hold")]
@@ -78,8 +81,12 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     let registry = Registry::new();
     registry.build_info("etcd_server_version", &[("server_version", crate::grpc::ETCD_VERSION)]);
     let stopping = CancellationToken::new();
+    let origin = tokio::select! {
+        () = signalled.cancelled() => return Ok(()),
+        origin = join::origin(config, &env) => origin?,
+    };
     let Running { server, snapshots, events, epoch, node, wal, tree, lock } =
-        tokio::task::block_in_place(|| start::start(config, &env, &registry, stopping.clone()))
+        tokio::task::block_in_place(|| start::start(config, &env, &origin, &registry, stopping.clone()))
             .inspect_err(|_| advise(config, &env))?;
     let values = server.state.store.values.clone();
 
@@ -148,6 +155,15 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
             let _ = tree.join();
         }
     });
+    if let Err(Stopped::Removed) = result {
+        join::mark_removed(&env, &config.data_directory())?;
+        tracing::error!(
+            directory = %config.data_directory().display(),
+            "{}: it stops; its data directory is of no use any more",
+            crate::transport::REMOVED
+        );
+        return Ok(());
+    }
     drop(lock);
     if result.is_err() {
         advise(config, &env);
@@ -225,8 +241,11 @@ async fn hand_over(server: &Arc<Server>) {
     if !server.shared.is_leader() {
         return;
     }
-    let others: Vec<u64> =
-        server.state.members.read().keys().copied().filter(|id| *id != server.member).collect();
+    let others: Vec<u64> = {
+        let members = server.state.members.read();
+        let others = members.values().filter(|other| other.id != server.member && !other.is_learner);
+        others.map(|other| other.id).collect()
+    };
     let mut leader = server.shared.watch_leader();
     for to in others {
         if server.events.send(Event::MoveLeader { to }).is_err() {

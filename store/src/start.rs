@@ -1,6 +1,5 @@
 //! Bringing a member up: snapshot, tree and log are read and made to agree, then its threads and listeners start.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,16 +8,18 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use keelson_component_base::metrics::Registry;
-use keelson_proto::etcd::etcdserverpb::Member;
+use keelson_proto::etcd::storepb::Metadata;
 use keelson_raft::{ConfState, Group, Initial};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::apply::State;
-use crate::config::{ClusterState, Config, InitialMember, Url};
+use crate::config::Config;
 use crate::env::{Disk, Env};
 use crate::grpc::{self, Limits, Server};
+use crate::join::{JoinError, Origin, initial_members, mark_removed};
+use crate::membership::Members;
 use crate::metrics::{Metrics, StateCollector, WalObserver};
-use crate::mvcc::{Backend, BackendError, Loaded, SledBackend, Store, Values, load};
+use crate::mvcc::{Backend, BackendError, Index, Loaded, SledBackend, Store, Values, load};
 use crate::node::{Chain, Event, Node, Parts, Shared, Stopped};
 use crate::recovery::{self, RecoveryError};
 use crate::shrink::Shrinker;
@@ -48,6 +49,8 @@ pub enum StartError {
     Thread(#[source] io::Error),
     #[error("cannot make this member the only one of its cluster")]
     Recovery(#[from] RecoveryError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
 }
 
 /// Directories of trees: while one is in use, another can be built beside it.
@@ -234,9 +237,33 @@ pub(crate) struct Disks {
     pub recovered: Recovered,
 }
 
-fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartError> {
+/// The position at which a cluster begins. All its members have the same state there, and no entry before it, so that
+/// one that joins later gets a snapshot.
+const BEGINNING: (u64, u64) = (1, 1);
+
+/// What is in the state when a cluster begins.
+fn beginning(members: Members) -> Metadata {
+    let empty = Index::new();
+    let mut metadata = Metadata {
+        applied_index: BEGINNING.0,
+        applied_term: BEGINNING.1,
+        revision: empty.revision,
+        compact_revision: empty.compacted,
+        ..Metadata::default()
+    };
+    members.describe(&mut metadata);
+    metadata
+}
+
+fn open(env: &Env, directory: &Path, origin: &Origin) -> Result<Disks, StartError> {
     let member = directory.join("member");
-    let snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
+    let identity = origin.identity();
+    let mut snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
+    if let Origin::Bootstrap { members, .. } = origin
+        && snapshots.latest().is_none()
+    {
+        snapshots.begin(beginning(Members::bootstrap(members.iter().cloned())), identity.cluster)?;
+    }
     let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
     let trees = Trees::new(env.disk.clone(), member.join("tree"));
     env.disk
@@ -318,16 +345,14 @@ const TICKS: u64 = 2;
 pub fn start(
     config: &Config,
     env: &Env,
+    origin: &Origin,
     registry: &Registry,
     stopping: tokio_util::sync::CancellationToken,
 ) -> Result<Running, StartError> {
     let directory = config.data_directory();
     env.disk.create_dir(&directory).map_err(|error| StartError::Directory(directory.clone(), error))?;
     let lock = lock(&directory)?;
-    let (member, members) = config.members().map_err(|error| {
-        StartError::Directory(directory.clone(), io::Error::new(io::ErrorKind::InvalidInput, error))
-    })?;
-    let cluster = Config::cluster_id(&members);
+    let Identity { cluster, member } = origin.identity();
     tracing::info!(
         name = config.name,
         member = format!("{member:x}"),
@@ -336,25 +361,20 @@ pub fn start(
         "starting"
     );
     if config.force_new_cluster {
-        let disks = open(env, &directory, Identity { cluster, member })?;
-        let own = initial_members(&members).remove(&member).unwrap_or_default();
-        recovery::force_new_cluster(disks, cluster, own)?;
+        let disks = open(env, &directory, origin)?;
+        recovery::force_new_cluster(disks, origin.identity(), fallback_members(config, origin)?)?;
     }
-    let Disks { snapshots, trees, backend, loaded, wal, recovered } =
-        open(env, &directory, Identity { cluster, member })?;
-    let voters = match snapshots.latest() {
-        Some(manifest) if !manifest.voters.is_empty() => manifest.voters.clone(),
-        _ => members.iter().map(|member| member.id).collect(),
-    };
+    let Disks { snapshots, trees, backend, loaded, wal, recovered } = open(env, &directory, origin)?;
     let (applied, applied_term) = loaded.applied;
-    let mut registry_of_members = initial_members(&members);
-    if voters == [member] {
-        registry_of_members.retain(|id, _| *id == member);
-    }
+    let members = fallback_members(config, origin)?;
     let values = Values::new(backend, applied);
     let store = Store::new(loaded.index, values.clone(), loaded.in_use);
-    let state = State::new(store, loaded.leases, registry_of_members, applied)?;
-    let initial = initial(recovered, voters, applied);
+    let state = State::new(store, loaded.leases, members, applied)?;
+    if state.members.read().is_removed(member) {
+        mark_removed(env, &directory)?;
+        return Err(JoinError::Removed(directory).into());
+    }
+    let initial = initial(recovered, state.members.read().conf_state(), applied);
     tracing::info!(
         applied,
         entries = initial.entries.len(),
@@ -396,7 +416,13 @@ pub fn start(
         // What an earlier life compacted and may not have removed.
         keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
     }
-    let peers = Peers::start(peers_config(config, cluster, member, &members), events.clone(), &metrics);
+    let peers_config = PeersConfig {
+        cluster,
+        member,
+        peer_urls: config.initial_advertise_peer_urls.clone(),
+        credentials: config.peer_credentials(),
+    };
+    let peers = Peers::new(peers_config, events.clone(), metrics.clone());
 
     let tick = Duration::from_millis(config.heartbeat_interval) / TICKS as u32;
     let election_ticks = (config.election_timeout * TICKS / config.heartbeat_interval) as usize;
@@ -407,11 +433,10 @@ pub fn start(
         seed: env.seed,
         max_message: 1 << 20,
         max_uncommitted: 64 << 20,
-        joining: config.initial_cluster_state == ClusterState::Existing,
+        joining: matches!(origin, Origin::Join { lost: true, .. }),
     };
     let group = Group::new(&group_config, initial)?;
-    // As in etcd: five seconds, and two elections in case the leader has just been lost.
-    let request_timeout = Duration::from_secs(5) + Duration::from_millis(2 * config.election_timeout);
+    let limits = limits(config);
     let node = Node::new(
         Parts {
             member,
@@ -428,7 +453,10 @@ pub fn start(
             clock: env.clock.clone(),
             metrics: metrics.clone(),
             tick,
-            request_ticks: (request_timeout.as_millis() / tick.as_millis().max(1)) as u64,
+            request_ticks: (limits.request_timeout.as_millis() / tick.as_millis().max(1)) as u64,
+            election_ticks: election_ticks as u64,
+            strict_reconfig_check: config.strict_reconfig_check,
+            max_learners: config.max_learners,
             events: events.clone(),
         },
         applied_term,
@@ -442,7 +470,7 @@ pub fn start(
         metrics,
         events: events.clone(),
         peers,
-        limits: limits(config),
+        limits,
         stopping,
         seed: env.seed,
     });
@@ -464,33 +492,25 @@ fn limits(config: &Config) -> Limits {
         min_lease_ttl: (config.election_timeout * 3 / 2).div_ceil(1000).cast_signed(),
         watch_progress: config.watch_progress_notify_interval,
         quota: config.quota(),
+        // As in etcd: five seconds, and two elections in case the leader has just been lost.
+        request_timeout: Duration::from_secs(5) + Duration::from_millis(2 * config.election_timeout),
     }
 }
 
-pub(crate) fn initial_members(members: &[InitialMember]) -> BTreeMap<u64, Member> {
-    let urls = |urls: &[Url]| urls.iter().map(Url::to_string).collect();
-    members
-        .iter()
-        .map(|member| {
-            let peer_urls = urls(&member.peer_urls);
-            let (id, name) = (member.id, member.name.clone());
-            (id, Member { id, name, peer_urls, client_urls: Vec::new(), is_learner: false })
-        })
-        .collect()
+/// The members as long as the tree does not say.
+fn fallback_members(config: &Config, origin: &Origin) -> Result<Members, JoinError> {
+    Ok(match origin {
+        Origin::Bootstrap { members, .. } => Members::bootstrap(members.iter().cloned()),
+        Origin::Join { members, .. } => Members::hearsay(members.iter().cloned()),
+        // A tree of a version that could not change the membership has only what members said of themselves.
+        Origin::Known(_) => match config.members() {
+            Ok((_, members)) => Members::bootstrap(initial_members(&members)),
+            Err(_) => Members::default(),
+        },
+    })
 }
 
-fn peers_config(config: &Config, cluster: u64, member: u64, members: &[InitialMember]) -> PeersConfig {
-    let others = members.iter().filter(|other| other.id != member);
-    PeersConfig {
-        cluster,
-        member,
-        members: others.map(|other| (other.id, other.peer_urls.clone())).collect(),
-        ca_file: config.peer_trusted_ca_file.clone(),
-        identity: config.peer_cert_file.clone().zip(config.peer_key_file.clone()),
-    }
-}
-
-fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
+fn initial(recovered: Recovered, conf_state: ConfState, applied: u64) -> Initial {
     let last = recovered.last_index();
     let mut hard_state = recovered.hard_state;
     // The commit index is not made durable by itself: what was applied had been committed, and what a commit index
@@ -500,13 +520,7 @@ fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
     if hard_state.term < last_term {
         (hard_state.term, hard_state.vote) = (last_term, 0);
     }
-    Initial {
-        hard_state,
-        conf_state: ConfState { voters, ..ConfState::default() },
-        before: recovered.before,
-        entries: recovered.entries,
-        applied,
-    }
+    Initial { hard_state, conf_state, before: recovered.before, entries: recovered.entries, applied }
 }
 
 /// Builds a tree from the snapshot that a peer sent and puts it in place.

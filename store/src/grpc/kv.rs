@@ -26,6 +26,9 @@ impl Kv for Server {
         check::range(&request)?;
         self.metrics.range.inc();
         if !request.serializable {
+            if self.shared.is_learner() {
+                return Err(status::not_for_learner());
+            }
             self.read_barrier().await?;
         }
         self.check_intact()?;

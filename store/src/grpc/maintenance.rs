@@ -81,7 +81,7 @@ impl Maintenance for Server {
             raft_applied_index: self.state.applied(),
             errors,
             db_size_in_use: self.state.store.in_use().cast_signed(),
-            is_learner: false,
+            is_learner: self.shared.is_learner(),
         }))
     }
 
@@ -160,7 +160,7 @@ impl Maintenance for Server {
         if !self.shared.is_leader() {
             return Err(status::not_leader());
         }
-        if !self.state.members.read().contains_key(&to) {
+        if self.state.members.read().get(&to).is_none_or(|member| member.is_learner) {
             return Err(status::bad_transferee());
         }
         let mut leader = self.shared.watch_leader();

@@ -45,6 +45,8 @@ pub struct Limits {
     pub watch_progress: Duration,
     /// Bytes that all revisions may take before writes are refused: etcd's quota, but of what is in use.
     pub quota: u64,
+    /// Until a request fails.
+    pub request_timeout: Duration,
 }
 
 pub struct Server {

@@ -13,6 +13,7 @@ use super::transfer::MAX_MANIFEST;
 use super::{Receiver, SnapshotError, Snapshots, file, from_reading};
 use crate::env::{Disk, File};
 use crate::mvcc::{Record, Revision};
+use crate::wal::Identity;
 
 const SECTOR: u64 = 512;
 const SUM: u64 = 32;
@@ -128,7 +129,7 @@ impl Archive {
     pub fn unpack(
         &self,
         snapshots: &mut Snapshots,
-        cluster: u64,
+        Identity { cluster, member }: Identity,
         voters: Vec<u64>,
         metadata: Metadata,
     ) -> Result<(), SnapshotError> {
@@ -150,7 +151,7 @@ impl Archive {
             return Err(error);
         }
         read?;
-        receiver.finish(snapshots, cluster)?;
+        receiver.finish(snapshots, cluster, member)?;
         Ok(())
     }
 }

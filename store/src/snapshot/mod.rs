@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
-use keelson_proto::etcd::storepb::{Manifest, Metadata, RevisionFile};
+use keelson_proto::etcd::storepb::{Configuration, Manifest, Metadata, RevisionFile};
+use keelson_raft::ConfState;
 use prost::Message;
 
 pub use archive::{Archive, has_checksum};
@@ -62,9 +63,24 @@ pub struct Snapshots {
     latest: Option<Manifest>,
 }
 
+/// Whether a file of this name in a directory of snapshots is one's manifest.
+pub fn is_manifest(name: &str) -> bool {
+    name.ends_with(MANIFEST)
+}
+
 /// The (index, term) that a manifest stands at.
 pub fn position(manifest: &Manifest) -> (u64, u64) {
     manifest.metadata.as_ref().map_or((0, 0), |metadata| (metadata.applied_index, metadata.applied_term))
+}
+
+/// Raft's configuration at a manifest's position.
+pub fn conf_state(manifest: &Manifest) -> ConfState {
+    match manifest.metadata.as_ref().and_then(|metadata| metadata.configuration.clone()) {
+        Some(Configuration { voters, learners, voters_outgoing, learners_next, auto_leave }) => {
+            ConfState { voters, learners, voters_outgoing, learners_next, auto_leave, ..ConfState::default() }
+        }
+        None => ConfState { voters: manifest.voters.clone(), ..ConfState::default() },
+    }
 }
 
 fn through(manifest: &Manifest) -> i64 {
@@ -102,7 +118,20 @@ impl Snapshots {
     /// The revision up to which deletions may be removed: those behind it are in no file yet, while older files may
     /// hold what they delete. Without a snapshot that is all of them.
     pub fn covered(&self) -> i64 {
-        self.latest.as_ref().map_or(i64::MAX, through)
+        self.latest.as_ref().filter(|latest| !latest.files.is_empty()).map_or(i64::MAX, through)
+    }
+
+    /// Makes the state with which a group begins the first snapshot: all its members write the same one, and one that
+    /// joins later never sees an entry before it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn begin(&mut self, metadata: Metadata, cluster: u64) -> Result<(), SnapshotError> {
+        let voters = metadata.configuration.iter().flat_map(|known| &known.voters).copied().collect();
+        let metadata = Some(metadata);
+        let manifest =
+            Manifest { metadata, cluster_id: cluster, voters, learners: Vec::new(), files: Vec::new() };
+        self.adopt(manifest).map(|_| ())
     }
 
     /// Makes a snapshot of the state whose metadata this is; the store may have gone on since.

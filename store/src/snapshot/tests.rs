@@ -115,7 +115,7 @@ fn a_transferred_snapshot_is_the_same() {
             receiver.push(Bytes::copy_from_slice(byte)).unwrap();
         }
     }
-    assert_eq!(receiver.finish(&mut target, 9).unwrap(), (4, 3));
+    assert_eq!(receiver.finish(&mut target, 9, 1).map(|(index, term, _)| (index, term)).unwrap(), (4, 3));
     assert_eq!(restored_hash(&open(to.path()).unwrap()), restored_hash(&snapshots));
 }
 
@@ -179,7 +179,7 @@ fn a_peers_bytes_never_panic() {
             let mut receiver = Receiver::new(&snapshots, 1);
             let whole = pieces.into_iter().try_for_each(|piece| receiver.push(piece.into()));
             let mut target = open(directory.path()).unwrap();
-            assert!(whole.is_err() || receiver.finish(&mut target, 9).is_err());
+            assert!(whole.is_err() || receiver.finish(&mut target, 9, 1).is_err());
             Ok(())
         })
         .unwrap();

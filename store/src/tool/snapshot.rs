@@ -11,12 +11,14 @@ use keelson_component_base::flags;
 use keelson_proto::etcd::etcdserverpb::SnapshotRequest;
 use keelson_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use keelson_proto::etcd::storepb::Metadata;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{self, Certificate, ClientTlsConfig, Endpoint};
 
 use crate::config::{Config, ConfigError, InitialCluster, Url};
 use crate::env::{Disk, ReadOnlyDisk, RealDisk};
+use crate::join::initial_members;
+use crate::membership::Members;
 use crate::snapshot::{Archive, SnapshotError, Snapshots, has_checksum};
-use crate::start::initial_members;
+use crate::wal::Identity;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,7 +29,7 @@ pub enum Error {
     #[error("cannot read or write {}", .0.display())]
     File(PathBuf, #[source] io::Error),
     #[error("cannot connect to {0}")]
-    Connect(String, #[source] tonic::transport::Error),
+    Connect(String, #[source] transport::Error),
     #[error("{0}: {1}")]
     Refused(String, String),
     #[error("sha256 checksum not found [bytes: {0}]")]
@@ -113,7 +115,7 @@ impl Save {
                 tls = tls.ca_certificate(Certificate::from_pem(read(cacert)?));
             }
             if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-                tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+                tls = tls.identity(transport::Identity::from_pem(read(cert)?, read(key)?));
             }
             dial = dial.tls_config(tls).map_err(|error| Error::Connect(url.clone(), error))?;
         }
@@ -291,21 +293,21 @@ impl Restore {
         let archive = Archive::open(&ReadOnlyDisk, &self.file, !self.skip_hash_check)?;
         let saved = archive.metadata();
         let revision = saved.revision + i64::from(self.bump_revision);
-        let metadata = Metadata {
+        let mut metadata = Metadata {
             // As if it were what the first entry of the new cluster's log did.
             applied_index: 1,
             applied_term: 1,
             revision,
             compact_revision: if self.mark_compacted { revision } else { saved.compact_revision },
             leases: saved.leases,
-            members: initial_members(&members).into_values().collect(),
             ..Metadata::default()
         };
+        Members::bootstrap(initial_members(&members)).describe(&mut metadata);
         // It appears under its name when it is whole: the server must not take a part of it for an empty store.
         let (unfinished, whole) = (directory.join("member.restoring"), directory.join("member"));
         let mut snapshots = Snapshots::open(Arc::new(RealDisk), &unfinished.join("snap"), cluster)?;
         let voters = members.iter().map(|member| member.id).collect();
-        archive.unpack(&mut snapshots, cluster, voters, metadata)?;
+        archive.unpack(&mut snapshots, Identity { cluster, member }, voters, metadata)?;
         RealDisk.sync_dir(&unfinished).map_err(failed)?;
         RealDisk.rename(&unfinished, &whole).map_err(failed)?;
         RealDisk.sync_dir(&directory).map_err(failed)?;

@@ -81,6 +81,30 @@ pub fn inspect(disk: &dyn Disk, directory: &Path, floor: u64) -> Result<Inspecte
     Ok(Inspected { recovered: reading.recovered, identity, segments: reading.segments.len(), bytes })
 }
 
+/// Whose log lies in a directory; none if there is no log.
+///
+/// # Errors
+/// A damaged header, and the disk's.
+pub fn identity(disk: &dyn Disk, directory: &Path) -> Result<Option<Identity>, WalError> {
+    let Some(name) = disk.list(directory)?.into_iter().find(|name| name.ends_with(SUFFIX)) else {
+        return Ok(None);
+    };
+    let segment = directory.join(name);
+    let file = disk.open(&segment)?;
+    let mut bytes = [0; HEADER];
+    let readable = file.length()? >= HEADER as u64;
+    if readable {
+        file.read_at(&mut bytes, 0)?;
+    }
+    match Header::decode(&bytes) {
+        Some(Header { cluster, member, .. }) => Ok(Some(Identity { cluster, member })),
+        None => {
+            let what = "the segment's header is damaged or of another version";
+            Err(WalError::Corrupt { segment, offset: 0, what })
+        }
+    }
+}
+
 pub struct Wal {
     disk: Arc<dyn Disk>,
     directory: PathBuf,

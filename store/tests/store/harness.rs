@@ -218,8 +218,10 @@ impl Member {
         self.data().join("member/tree")
     }
 
+    /// Those of what was written: not the one with which the cluster begins.
     pub fn snapshots(&self) -> usize {
-        files(&self.data().join("member/snap"), ".manifest").len()
+        let manifests = files(&self.data().join("member/snap"), ".manifest");
+        manifests.iter().filter(|path| !path.ends_with("0000000000000001.manifest")).count()
     }
 }
 
