@@ -224,6 +224,7 @@ async fn a_member_with_other_data_is_found() {
     let clients: Vec<Client> = members.iter().map(Member::client).collect();
     clients[leader].put("a", "needle").await.unwrap();
     let wrong = (leader + 1) % 3;
+    assert_eq!(clients[wrong].get("a").await.unwrap().unwrap(), b"needle", "it has it, too");
     assert!(members[wrong].stop().success());
     corrupt(&members[wrong], b"needle", b"noodle");
     // With the check before it serves, it does not.
