@@ -35,7 +35,10 @@ pub enum Response {
     LeaseRevoke(LeaseRevokeResponse),
     Published,
     /// The members afterwards, and the log's index of the change.
-    Membership { members: Vec<Member>, index: u64 },
+    Membership {
+        members: Vec<Member>,
+        index: u64,
+    },
 }
 
 /// Why an entry changed nothing.
@@ -412,8 +415,7 @@ fn read_metadata(
     })?;
     match backend.get(CONFIGURATION_KEY)? {
         Some(bytes) => {
-            let configuration =
-                Configuration::decode(&bytes[..]).map_err(|_| BackendError::Damaged(0))?;
+            let configuration = Configuration::decode(&bytes[..]).map_err(|_| BackendError::Damaged(0))?;
             members = Members::new(found, removed, configuration);
         }
         None => found.into_iter().for_each(|member| members.overlay(member)),

@@ -15,7 +15,7 @@ use crate::transport::{REMOVED, ask_members};
 use crate::wal::{self, Identity, WalError};
 
 /// How long one that joins tries to learn who the members are.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// In a data directory, below `member`: it was made by a member that joined, and has no state before its first snapshot.
@@ -72,9 +72,9 @@ pub enum Origin {
 impl Origin {
     pub fn identity(&self) -> Identity {
         match self {
-            Origin::Known(identity)
-            | Origin::Bootstrap { identity, .. }
-            | Origin::Join { identity, .. } => *identity,
+            Origin::Known(identity) | Origin::Bootstrap { identity, .. } | Origin::Join { identity, .. } => {
+                *identity
+            }
         }
     }
 }
@@ -121,9 +121,8 @@ pub fn mark_removed(env: &Env, directory: &Path) -> Result<(), JoinError> {
 pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     let directory = config.data_directory();
     let member = directory.join("member");
-    let list = |path: &Path| {
-        env.disk.list(path).map_err(|error| JoinError::Directory(directory.clone(), error))
-    };
+    let list =
+        |path: &Path| env.disk.list(path).map_err(|error| JoinError::Directory(directory.clone(), error));
     let names = list(&member)?;
     let has = |name: &str| names.iter().any(|found| found == name);
     if has(GONE) {
@@ -155,9 +154,7 @@ async fn bootstrap(config: &Config) -> Result<Origin, JoinError> {
     for answer in others.map(ask).collect::<JoinSet<_>>().join_all().await.into_iter().flatten() {
         let list = MemberListResponse::decode(answer.members).unwrap_or_default();
         let own = list.members.iter().find(|known| known.id == member);
-        if answer.cluster_id == identity.cluster
-            && own.is_some_and(|known| !known.client_urls.is_empty())
-        {
+        if answer.cluster_id == identity.cluster && own.is_some_and(|known| !known.client_urls.is_empty()) {
             return Err(JoinError::Bootstrapped { name: config.name.clone(), id: member });
         }
     }
@@ -178,10 +175,9 @@ async fn join(config: &Config) -> Result<Origin, JoinError> {
                     let list = MemberListResponse::decode(answer.members).unwrap_or_default();
                     identify(config, &members, answer.cluster_id, list.members)
                 }
-                Err(status) => Err(JoinError::Unreachable {
-                    url: (*url).clone(),
-                    reason: status.message().to_owned(),
-                }),
+                Err(status) => {
+                    Err(JoinError::Unreachable { url: (*url).clone(), reason: status.message().to_owned() })
+                }
             };
             match found {
                 Ok(origin) => return Ok(origin),

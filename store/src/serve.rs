@@ -58,11 +58,8 @@ pub enum Services {
     Metrics(Plain),
 }
 
-const LEARNERS_ANSWER: [&str; 3] = [
-    "/etcdserverpb.KV/Range",
-    "/etcdserverpb.Maintenance/Status",
-    "/etcdserverpb.Maintenance/Snapshot",
-];
+const LEARNERS_ANSWER: [&str; 3] =
+    ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
 
 #[derive(Clone)]
 pub struct Clients {

@@ -286,8 +286,7 @@ pub fn start(
         data = %directory.display(),
         "starting"
     );
-    let Disks { snapshots, trees, backend, loaded, wal, recovered } =
-        open(env, &directory, origin)?;
+    let Disks { snapshots, trees, backend, loaded, wal, recovered } = open(env, &directory, origin)?;
     let (applied, applied_term) = loaded.applied;
     let members = fallback_members(config, origin)?;
     let values = Values::new(backend, applied);
@@ -442,13 +441,7 @@ fn initial(recovered: Recovered, conf_state: ConfState, applied: u64) -> Initial
     if hard_state.term < last_term {
         (hard_state.term, hard_state.vote) = (last_term, 0);
     }
-    Initial {
-        hard_state,
-        conf_state,
-        before: recovered.before,
-        entries: recovered.entries,
-        applied,
-    }
+    Initial { hard_state, conf_state, before: recovered.before, entries: recovered.entries, applied }
 }
 
 /// Builds a tree from the snapshot that a peer sent and puts it in place.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use keelson_proto::peer::peer_server::Peer;
-use keelson_proto::peer::snapshot_chunk::Part;
 use keelson_proto::etcd::etcdserverpb::MemberListResponse;
 use keelson_proto::etcd::storepb::MembershipChange;
+use keelson_proto::peer::peer_server::Peer;
+use keelson_proto::peer::snapshot_chunk::Part;
 use keelson_proto::peer::{
     LeaseAnswer, LeaseQuery, MembersRequest, MembersResponse, MembershipAnswer, MembershipQuery,
     MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
@@ -54,10 +54,7 @@ impl PeerService {
     }
 
     /// Takes a snapshot from its chunks; returns its position and configuration.
-    async fn receive(
-        &self,
-        chunks: &mut Streaming<SnapshotChunk>,
-    ) -> Result<(u64, u64, ConfState), Status> {
+    async fn receive(&self, chunks: &mut Streaming<SnapshotChunk>) -> Result<(u64, u64, ConfState), Status> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let mut receiver = Receiver::new(&self.snapshots.lock(), serial);
         let (mut crc, mut length) = (crc32fast::Hasher::new(), 0);

@@ -6,6 +6,7 @@ mod cluster;
 mod durability;
 mod full_disk;
 mod harness;
+mod membership;
 mod protocol;
 mod secure;
 mod watch;
