@@ -15,7 +15,7 @@ use crate::transport::{REMOVED, ask_members};
 use crate::wal::{self, Identity, WalError};
 
 /// How long one that joins tries to learn who the members are.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// In a data directory, below `member`: it was made by a member that joined, and has no state before its first snapshot.

@@ -213,6 +213,18 @@ pub fn step(change: &Change) -> Option<Step> {
     })
 }
 
+/// A change in one line of a log.
+pub fn describe(change: &Change) -> String {
+    match change {
+        Change::Add(Member { id, peer_urls, is_learner, .. }) => {
+            format!("add {id:x} at {}{}", peer_urls.join(","), if *is_learner { " as learner" } else { "" })
+        }
+        Change::Promote(id) => format!("promote {id:x}"),
+        Change::Remove(id) => format!("remove {id:x}"),
+        Change::Update(Member { id, peer_urls, .. }) => format!("move {id:x} to {}", peer_urls.join(",")),
+    }
+}
+
 /// What the leader knows of the members besides the replicated state.
 pub struct Standing<'a> {
     pub leader: u64,

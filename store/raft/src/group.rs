@@ -218,7 +218,6 @@ impl<R> Group<R> {
     /// Counts one tick; returns the readers that waited too long.
     pub fn tick(&mut self) -> Vec<R> {
         self.node.tick();
-        self.leave_joint();
         self.settle();
         self.reads.tick()
     }
@@ -365,20 +364,6 @@ impl<R> Group<R> {
         }
         self.settle();
         Ok(conf_state)
-    }
-
-    /// A leader that began in a joint configuration leaves it: whoever entered it may be gone.
-    fn leave_joint(&mut self) {
-        let raft = &self.node.raft;
-        if raft.state == StateRole::Leader
-            && self.is_joint()
-            && self.conf_state().auto_leave
-            && raft.commit_to_current_term()
-            && !raft.has_pending_conf()
-        {
-            // Refused while leadership is being transferred; the next leader does it then.
-            let _ = self.node.propose_conf_change(Vec::new(), ConfChangeV2::default());
-        }
     }
 
     /// Asks for a linearizable read; it comes back in an output, or from [`Self::tick`] after `ticks`.

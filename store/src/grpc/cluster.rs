@@ -89,6 +89,10 @@ impl Server {
         // What became of it is not known, and to try again might fail on what was done.
         let answer = answer.map_err(|refused| refused.unwrap_or_else(status::timeout))?;
         let list = MemberListResponse::decode(answer.members).map_err(|_| Self::mismatch())?;
+        if change.change == Some(Change::Remove(self.member)) {
+            // It may never hear of that by the log.
+            return Ok((list.members, answer.index));
+        }
         let mut applied = self.shared.watch_membership();
         // Not an error of the change: it is done.
         let _ = tokio::time::timeout(left, applied.wait_for(|index| *index >= answer.index)).await;

@@ -326,7 +326,9 @@ impl Values {
                     break;
                 }
                 if queue.closed {
-                    return Ok(());
+                    drop(queue);
+                    // The next start then has less of the log to apply again.
+                    return if space() { self.backend().flush() } else { Ok(()) };
                 }
                 if idle || queue.held {
                     self.work.wait(&mut queue);

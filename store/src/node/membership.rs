@@ -13,7 +13,7 @@ use prost::Message as _;
 use super::pending::{Proposal, Reply};
 use super::{Node, Refused, Stopped};
 use crate::apply::Rejected;
-use crate::membership::{Refusal, Standing, step};
+use crate::membership::{Refusal, Standing, describe, step};
 
 /// A change that waits for the one before it.
 pub(super) struct Waiting {
@@ -38,6 +38,11 @@ pub(super) struct Membership {
 impl Membership {
     pub fn hear(&mut self, from: u64, now: u64) {
         self.heard.insert(from, now);
+    }
+
+    /// The connection to a member is lost.
+    pub fn lose(&mut self, member: u64) {
+        self.heard.remove(&member);
     }
 }
 
@@ -66,7 +71,7 @@ impl Node {
                 continue;
             };
             if let Err(refusal) = self.check_change(&change, &made) {
-                tracing::warn!(change = ?made, reason = %refusal, "a change of the membership is refused");
+                tracing::warn!(change = describe(&made), reason = %refusal, "a change of the membership is refused");
                 let _ = reply.send(Ok((revision, Err(Rejected::Membership(refusal)))));
                 continue;
             }
@@ -77,7 +82,7 @@ impl Node {
                 let _ = reply.send(Err(Refused::NotLeader));
                 continue;
             }
-            tracing::info!(change = ?made, "proposes a change of the membership");
+            tracing::info!(change = describe(&made), "proposes a change of the membership");
             let operation = Operation::Membership(change);
             let Some(step) = step(&made) else {
                 self.propose_or_defer(Proposal { operation, reply: Some(reply), deadline });
@@ -116,6 +121,12 @@ impl Node {
         members.check(change)
     }
 
+    /// This member was removed: it ends, when whoever asked for that through it has got an answer.
+    pub(super) fn leave(&mut self) {
+        let end = self.now + self.parts.election_ticks;
+        self.membership.end.get_or_insert(end);
+    }
+
     /// Applies an entry that changes the configuration.
     pub(super) fn apply_configuration(&mut self, entry: &Entry) {
         fail::fail_point!("membership_before");
@@ -145,8 +156,10 @@ impl Node {
             .map(|member| format!("{:x}{}", member.id, if member.is_learner { " (learner)" } else { "" }))
             .collect();
         tracing::info!(index, members = ids.join(", "), "the members are");
-        if members.is_removed(own) && self.membership.end.is_none() {
-            self.membership.end = Some(self.now + self.parts.election_ticks);
+        let removed = members.is_removed(own);
+        drop(members);
+        if removed {
+            self.leave();
         }
     }
 

@@ -214,7 +214,7 @@ impl Node {
                 }
             }
             Event::Membership { change, reply } => self.change_membership(change, reply),
-            Event::Removed => return Err(Stopped::Removed),
+            Event::Removed => self.leave(),
             Event::SnapshotReceived { message } => {
                 self.received = true;
                 if let Err(error) = self.parts.group.step(*message) {
@@ -228,7 +228,10 @@ impl Node {
                 let wait = SNAPSHOT_RETRY.as_millis() / self.parts.tick.as_millis().max(1);
                 self.failed_snapshots.push((self.now + wait as u64, to));
             }
-            Event::Unreachable(peer) => self.parts.group.unreachable(peer),
+            Event::Unreachable(peer) => {
+                self.membership.lose(peer);
+                self.parts.group.unreachable(peer);
+            }
             Event::Wal(wal::Report::Persisted(number)) => self.persisted(number),
             Event::Wal(wal::Report::Full(full)) => {
                 self.parts.shared.set_wal_full(full);
@@ -449,7 +452,7 @@ impl Node {
     fn take_snapshot(&mut self, send: Vec<snapshot::Send>) {
         self.snapshot_under_way = true;
         self.snapshot_at_written = self.parts.shared.wal_written();
-        let metadata = self.parts.state.metadata(self.applied_term);
+        let metadata = Box::new(self.parts.state.metadata(self.applied_term));
         let voters = self.parts.group.conf_state().voters.clone();
         self.parts.keeper.submit(Job::Take { metadata, voters, send });
     }

@@ -20,7 +20,7 @@ pub type Send = Box<dyn FnOnce(Result<Outgoing, SnapshotError>) + std::marker::S
 
 pub enum Job {
     /// A snapshot of the moment whose metadata this is.
-    Take { metadata: Metadata, voters: Vec<u64>, send: Vec<Send> },
+    Take { metadata: Box<Metadata>, voters: Vec<u64>, send: Vec<Send> },
     /// Remove what a compaction at `revision`, applied by entry `index`, covers.
     Compact { revision: i64, index: u64 },
     /// Give disk back, even if it is not much.
@@ -90,7 +90,7 @@ fn run(
             match job {
                 Job::Take { metadata, voters, send } => {
                     let mut snapshots = snapshots.lock();
-                    let taken = take(&mut snapshots, state, metadata, voters, cluster);
+                    let taken = take(&mut snapshots, state, *metadata, voters, cluster);
                     for send in send {
                         send(match &taken {
                             Ok(_) => Outgoing::open(&snapshots),

@@ -59,7 +59,9 @@ pub struct Credentials {
 }
 
 struct Peer {
+    /// As the membership has them.
     urls: Vec<String>,
+    dialed: Arc<RwLock<Vec<Url>>>,
     queue: mpsc::Sender<Vec<Message>>,
     client: PeerClient<Channel>,
 }
@@ -68,7 +70,8 @@ pub struct Peers {
     cluster: u64,
     member: u64,
     credentials: Credentials,
-    peer_urls: RwLock<Vec<String>>,
+    /// Where this member is, as it was told and as the membership has it.
+    peer_urls: (Vec<String>, RwLock<Vec<String>>),
     peers: RwLock<BTreeMap<u64, Peer>>,
     events: EventSender<Event>,
     metrics: Arc<Metrics>,
@@ -77,7 +80,7 @@ pub struct Peers {
 
 #[derive(Clone)]
 struct Dialer {
-    urls: Arc<[Url]>,
+    urls: Arc<RwLock<Vec<Url>>>,
     credentials: Credentials,
 }
 
@@ -89,7 +92,8 @@ impl Dialer {
     /// The first of the peer's URLs that answers. Certificates are read at each attempt, so that they can be renewed.
     async fn dial(self) -> io::Result<TokioIo<Box<dyn Io>>> {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for url in self.urls.iter() {
+        let urls = self.urls.read().clone();
+        for url in &urls {
             match tokio::time::timeout(CONNECT, self.connect(url)).await {
                 Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),
                 Ok(Err(error)) => last = error,
@@ -122,8 +126,8 @@ impl Dialer {
 }
 
 /// A connection that is made when it is needed.
-fn channel(urls: Vec<Url>, credentials: &Credentials) -> Channel {
-    let dialer = Dialer { urls: urls.into(), credentials: credentials.clone() };
+fn channel(urls: Arc<RwLock<Vec<Url>>>, credentials: &Credentials) -> Channel {
+    let dialer = Dialer { urls, credentials: credentials.clone() };
     // The URI only fills in the requests' authority; the dialer knows where to go.
     Endpoint::from(Uri::from_static("http://peer"))
         .http2_keep_alive_interval(Duration::from_secs(5))
@@ -137,12 +141,17 @@ fn channel(urls: Vec<Url>, credentials: &Credentials) -> Channel {
 /// # Errors
 /// The answer, or that there is none.
 pub async fn ask_members(url: &Url, credentials: &Credentials) -> Result<MembersResponse, Status> {
-    let mut client = PeerClient::new(channel(vec![url.clone()], credentials));
+    let mut client = PeerClient::new(channel(Arc::new(RwLock::new(vec![url.clone()])), credentials));
     let ask = client.members(MembersRequest {});
     match tokio::time::timeout(CONNECT, ask).await {
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => Err(Status::unavailable("it does not answer")),
     }
+}
+
+/// URLs of a form that the membership does not have are left out.
+fn parse(urls: &[String]) -> impl Iterator<Item = Url> {
+    urls.iter().filter_map(|url| url.parse().ok())
 }
 
 impl Peers {
@@ -153,7 +162,7 @@ impl Peers {
             cluster,
             member,
             credentials,
-            peer_urls: RwLock::new(peer_urls.iter().map(Url::to_string).collect()),
+            peer_urls: (peer_urls.iter().map(Url::to_string).collect(), RwLock::default()),
             peers: RwLock::new(BTreeMap::new()),
             events,
             metrics,
@@ -168,17 +177,32 @@ impl Peers {
         peers.retain(|id, _| !members.is_removed(*id));
         for member in members.values() {
             if member.id == self.member {
-                self.peer_urls.write().clone_from(&member.peer_urls);
+                self.peer_urls.1.write().clone_from(&member.peer_urls);
             } else {
                 self.meet(&mut peers, member.id, &member.peer_urls);
             }
         }
     }
 
-    /// A member that this one does not know says where it is: whoever leads may be one of them, and has to be answered.
+    /// A member says where it is. This one may have yet to apply that it was added, or has other URLs; and whoever leads
+    /// has to be answered.
     pub fn introduce(self: &Arc<Self>, id: u64, urls: &[String]) {
-        if id != self.member && !urls.is_empty() && !self.peers.read().contains_key(&id) {
-            self.meet(&mut self.peers.write(), id, urls);
+        if id == self.member || urls.is_empty() {
+            return;
+        }
+        let mut peers = self.peers.write();
+        match peers.get(&id) {
+            Some(known) => {
+                let mut dialed = known.dialed.write();
+                // Its own word is as good as the membership's, but does not pile up.
+                dialed.truncate(known.urls.len());
+                for url in parse(urls) {
+                    if !dialed.contains(&url) {
+                        dialed.push(url);
+                    }
+                }
+            }
+            None => self.meet(&mut peers, id, urls),
         }
     }
 
@@ -186,15 +210,24 @@ impl Peers {
         if peers.get(&id).is_some_and(|known| known.urls == urls) {
             return;
         }
-        let parsed: Vec<Url> = urls.iter().filter_map(|url| url.parse().ok()).collect();
         if let Some(known) = peers.get(&id) {
             tracing::info!(peer = format!("{id:x}"), from = ?known.urls, to = ?urls, "a peer has other URLs");
         }
-        let client = PeerClient::new(channel(parsed, &self.credentials));
+        let dialed = Arc::new(RwLock::new(parse(urls).collect()));
+        // The node's thread, which follows the membership, is not one of the runtime's.
+        let _context = self.runtime.enter();
+        let client = PeerClient::new(channel(dialed.clone(), &self.credentials));
         let (queue, receiver) = mpsc::channel(QUEUE);
         let sender = MessageSender { peers: self.clone(), peer: id, client: client.clone(), queue: receiver };
         self.runtime.spawn(sender.run());
-        peers.insert(id, Peer { urls: urls.to_vec(), queue, client });
+        peers.insert(id, Peer { urls: urls.to_vec(), dialed, queue, client });
+    }
+
+    fn own_urls(&self) -> Vec<String> {
+        let (told, known) = &self.peer_urls;
+        let mut urls = known.read().clone();
+        urls.extend(told.iter().filter(|url| !urls.contains(url)).cloned().collect::<Vec<_>>());
+        urls
     }
 
     fn client(&self, id: u64) -> Option<PeerClient<Channel>> {
@@ -299,7 +332,7 @@ impl MessageSender {
         let call = client.messages(ReceiverStream::new(receiver));
         tokio::pin!(call);
         let mut next = Some(first);
-        let mut peer_urls = self.peers.peer_urls.read().clone();
+        let mut peer_urls = self.peers.own_urls();
         loop {
             if let Some(messages) = next.take() {
                 let messages: Vec<_> =

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use keelson_proto::etcd::etcdserverpb::cluster_client::ClusterClient;
 use keelson_proto::etcd::etcdserverpb::kv_client::KvClient;
 use keelson_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use keelson_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -27,11 +28,12 @@ pub fn free_port() -> u16 {
 
 pub struct Member {
     pub directory: TempDir,
-    name: String,
+    pub name: String,
     scheme: &'static str,
     pub client_port: u16,
-    peer_port: u16,
-    cluster: String,
+    pub peer_port: u16,
+    /// `--initial-cluster`.
+    pub cluster: String,
     child: Option<Child>,
     pub extra: Vec<String>,
 }
@@ -62,17 +64,28 @@ fn members_with(count: usize, scheme: &'static str) -> Vec<Member> {
     ports
         .into_iter()
         .enumerate()
-        .map(|(i, (client_port, peer_port))| Member {
-            directory: tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap(),
-            name: format!("m{i}"),
-            scheme,
-            client_port,
-            peer_port,
-            cluster: cluster.join(","),
-            child: None,
-            extra: Vec::new(),
-        })
+        .map(|(i, ports)| member(format!("m{i}"), scheme, ports, cluster.join(",")))
         .collect()
+}
+
+fn member(name: String, scheme: &'static str, ports: (u16, u16), cluster: String) -> Member {
+    Member {
+        directory: tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap(),
+        name,
+        scheme,
+        client_port: ports.0,
+        peer_port: ports.1,
+        cluster,
+        child: None,
+        extra: Vec::new(),
+    }
+}
+
+/// A member that is not started yet, and is to join a cluster.
+pub fn newcomer(name: &str) -> Member {
+    let mut newcomer = member(name.to_owned(), "http", (free_port(), free_port()), String::new());
+    newcomer.extra = vec!["--initial-cluster-state=existing".to_owned()];
+    newcomer
 }
 
 /// One member that is up.
@@ -98,6 +111,10 @@ pub async fn group(count: usize) -> Vec<Member> {
 impl Member {
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
+    }
+
+    pub fn peer_url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme, self.peer_port)
     }
 
     fn log_path(&self) -> PathBuf {
@@ -268,6 +285,7 @@ pub struct Client {
     pub kv: KvClient<Channel>,
     pub watch: WatchClient<Channel>,
     pub lease: LeaseClient<Channel>,
+    pub cluster: ClusterClient<Channel>,
     pub maintenance: MaintenanceClient<Channel>,
 }
 
@@ -277,6 +295,7 @@ impl Client {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             watch: WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             lease: LeaseClient::new(channel.clone()),
+            cluster: ClusterClient::new(channel.clone()),
             maintenance: MaintenanceClient::new(channel),
         }
     }

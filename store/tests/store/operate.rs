@@ -401,9 +401,9 @@ async fn one_member_goes_on_alone() {
     // The others still take it for one of theirs: they are told, and must not change it.
     members[0].start();
     members[1].start();
-    for old in 0..2 {
-        members[old].ended();
-        assert!(members[old].log().contains("its data directory is of no use any more"));
+    for old in &mut members[..2] {
+        old.ended();
+        assert!(old.log().contains("its data directory is of no use any more"));
     }
     assert_eq!(members[2].client().get("after").await.unwrap().unwrap(), b"x");
 }
