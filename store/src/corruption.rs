@@ -65,7 +65,8 @@ pub async fn check_periodically(server: Arc<Server>, every: Duration, stopping: 
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }
-        if !server.shared.is_leader() {
+        // What is known to be wrong is said once.
+        if !server.shared.is_leader() || server.state.alarms.read().any(AlarmType::Corrupt) {
             continue;
         }
         for member in check(&server).await {

@@ -11,8 +11,9 @@ use crate::mvcc::{Backend, Rebuild, SledBackend, Step};
 use crate::node::Chain;
 use crate::start::Trees;
 
-/// Bytes that have to stay free on the disk.
+/// Bytes that have to stay free on the disk when it is done, and meanwhile: sled does not survive a full one.
 const LEAVE: u64 = 256 << 20;
+const LEAVE_MEANWHILE: u64 = 96 << 20;
 /// How long readers of a tree that was replaced may take; after that its directory goes at the next start.
 const READERS: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
@@ -109,7 +110,8 @@ impl Shrinker {
         self.remove_retired();
         let Some(building) = &mut self.building else { return };
         let mut numbers = self.trees.lock();
-        let done = match building.rebuild.step() {
+        let room = self.trees.has_room(LEAVE_MEANWHILE);
+        let done = match if room { building.rebuild.step() } else { Ok(Step::GivenUp) } {
             Ok(Step::More) => return,
             Ok(Step::Done(old)) => Some(old),
             Ok(Step::GivenUp) => None,

@@ -111,16 +111,21 @@ impl Arguments {
     }
 }
 
-fn lock(directory: &Path) -> Result<fs::File, Error> {
+/// None: no process has used it yet.
+fn lock(directory: &Path) -> Result<Option<fs::File>, Error> {
     let path = directory.join("lock");
     let file = match fs::File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NoData(directory.to_owned()));
+            // Restored, and not started since.
+            return match directory.join("member").is_dir() {
+                true => Ok(None),
+                false => Err(Error::NoData(directory.to_owned())),
+            };
         }
         other => other.map_err(|error| Error::Read(path.clone(), error))?,
     };
     match file.try_lock_shared() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Err(Error::InUse(directory.to_owned())),
         Err(fs::TryLockError::Error(error)) => Err(Error::Read(path, error)),
     }

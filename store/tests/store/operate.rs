@@ -288,6 +288,8 @@ async fn a_snapshot_that_etcdctl_saved_is_restored() {
         assert_eq!(code, 0, "{said}");
         let (code, said) = restore(theirs, member, &[]);
         assert!(code == 1 && said.contains("not empty"), "{said}");
+        let (code, said) = tool(&["verify", "--data-dir", member.data().to_str().unwrap()]);
+        assert!(code == 0 && said.contains("consistent"), "{said}");
         member.start();
     }
     for member in &restored {
