@@ -8,6 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::harness::{self, Client, Member, eventually};
+use crate::operate::tool;
 
 /// A CA and one certificate that is good for everything, as PEM files in a directory.
 fn certificates(directory: &Path) {
@@ -90,4 +91,17 @@ async fn three_members_with_certificates() {
         assert!(metrics.contains(name), "{name} is missing in {metrics}");
     }
     assert!(get(plain[0], "/nothing").starts_with("HTTP/1.1 404"));
+
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (endpoint, cacert) = (format!("--endpoints=127.0.0.1:{}", members[0].client_port), file("ca.crt"));
+    let (target, cacert) = (file("saved.db"), format!("--cacert={cacert}"));
+    let save = ["snapshot", "save", &target, &endpoint, &cacert];
+    let (code, said) = tool(&save);
+    assert_eq!(code, 1, "without a certificate nothing is told: {said}");
+    assert!(!std::path::Path::new(&target).exists());
+    let identity = [format!("--cert={}", file("leaf.crt")), format!("--key={}", file("leaf.key"))];
+    let (code, said) = tool(&[&save[..], &[&identity[0], &identity[1]]].concat());
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = tool(&["snapshot", "status", &target]);
+    assert_eq!(code, 0, "{said}");
 }
