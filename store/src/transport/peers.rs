@@ -36,6 +36,8 @@ use crate::snapshot::{Outgoing, SnapshotError};
 /// Turns of messages that wait for a peer; what comes then is dropped, and consensus sends it again.
 const QUEUE: usize = 512;
 const CONNECT: Duration = Duration::from_secs(2);
+/// Peers that may introduce themselves, members included: far more than a cluster has.
+const MAX_PEERS: usize = 64;
 /// Between two attempts to reach a peer.
 const BACKOFF: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_secs(5);
@@ -202,7 +204,8 @@ impl Peers {
                     }
                 }
             }
-            None => self.meet(&mut peers, id, urls),
+            None if peers.len() < MAX_PEERS => self.meet(&mut peers, id, urls),
+            None => {}
         }
     }
 

@@ -83,7 +83,16 @@ fn member(name: String, scheme: &'static str, ports: (u16, u16), cluster: String
 
 /// A member that is not started yet, and is to join a cluster.
 pub fn newcomer(name: &str) -> Member {
-    let mut newcomer = member(name.to_owned(), "http", (free_port(), free_port()), String::new());
+    newcomer_with(name, "http")
+}
+
+/// As [`newcomer`], with https URLs: certificates are for the caller to give.
+pub fn secure_newcomer(name: &str) -> Member {
+    newcomer_with(name, "https")
+}
+
+fn newcomer_with(name: &str, scheme: &'static str) -> Member {
+    let mut newcomer = member(name.to_owned(), scheme, (free_port(), free_port()), String::new());
     newcomer.extra = vec!["--initial-cluster-state=existing".to_owned()];
     newcomer
 }

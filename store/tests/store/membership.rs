@@ -414,6 +414,57 @@ async fn the_only_member_is_killed_in_the_middle_of_a_change() {
     }
 }
 
+/// It has nothing to begin again from, and begins again all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_killed_while_it_joins() {
+    let mut members = vec![harness::single().await];
+    let client = members[0].client();
+    client.put("k", vec![7; 100_000]).await.unwrap();
+    for (serial, point) in [
+        // Its log's first segment.
+        "wal_before_rename",
+        // The leader's snapshot, before and after it is in place, and the log that begins behind it.
+        "snapshot_before_rename",
+        "snapshot_after_rename",
+        "wal_before_write",
+        "wal_after_sync",
+        // What it applies first.
+        "apply_before",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (mut newcomer, id) = admit(&client, &format!("n{serial}"), true).await;
+        newcomer.start_with(&format!("{point}=panic"));
+        let reached = format!("failpoint {point} panic");
+        eventually("it is reached", || async {
+            // Something to apply behind the snapshot.
+            client.put("more", "x").await.ok()?;
+            newcomer.log().contains(&reached).then_some(())
+        })
+        .await;
+        newcomer.kill();
+        newcomer.start();
+        let of = newcomer.client();
+        let k = RangeRequest { key: "k".into(), serializable: true, ..RangeRequest::default() };
+        eventually("it has the state", || async {
+            let found = of.range(k.clone()).await.ok()?.kvs.into_iter().next()?;
+            (found.value == vec![7; 100_000]).then_some(())
+        })
+        .await;
+        if serial % 3 == 0 {
+            eventually("it is promoted", || async { promote(&client, id).await.ok() }).await;
+            newcomer.ready().await;
+            members.push(newcomer);
+            agree(&members).await;
+        } else {
+            remove_eventually(&client, id).await;
+            assert_gone(newcomer);
+        }
+    }
+    assert_eq!(list(&client).await.unwrap().len(), members.len());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peer_urls_change_without_a_restart_of_the_others() {
     let mut members = harness::group(3).await;
