@@ -1,26 +1,30 @@
 //! The thread that makes snapshots and removes compacted revisions, one after the other, in the order in which they
-//! were applied.
+//! were applied; between them it shrinks the tree.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use keelson_proto::etcd::storepb::Metadata;
 
 use super::{Outgoing, SnapshotError, Snapshots, position};
 use crate::apply::State;
 use crate::mvcc::BackendError;
+use crate::shrink::Shrinker;
 
 /// Where a snapshot is to go besides the disk.
 pub type Send = Box<dyn FnOnce(Result<Outgoing, SnapshotError>) + std::marker::Send>;
 
 pub enum Job {
     /// A snapshot of the moment whose metadata this is.
-    Take { metadata: Metadata, voters: Vec<u64>, send: Vec<Send> },
+    Take { metadata: Box<Metadata>, voters: Vec<u64>, send: Vec<Send> },
     /// Remove what a compaction at `revision`, applied by entry `index`, covers.
     Compact { revision: i64, index: u64 },
+    /// Give disk back, even if it is not much.
+    Shrink,
 }
 
 #[derive(Debug)]
@@ -51,11 +55,12 @@ pub fn spawn(
     snapshots: Arc<parking_lot::Mutex<Snapshots>>,
     state: Arc<State>,
     cluster: u64,
+    shrinker: Shrinker,
     report: impl Fn(Report) + std::marker::Send + 'static,
 ) -> io::Result<(Keeper, thread::JoinHandle<()>)> {
     let (sender, receiver) = channel();
     let thread = thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
-        run(&snapshots, &state, cluster, &receiver, &report);
+        run(&snapshots, &state, cluster, shrinker, &receiver, &report);
     })?;
     Ok((Keeper(sender), thread))
 }
@@ -64,18 +69,28 @@ fn run(
     snapshots: &parking_lot::Mutex<Snapshots>,
     state: &State,
     cluster: u64,
+    mut shrinker: Shrinker,
     jobs: &Receiver<Job>,
     report: &dyn Fn(Report),
 ) {
     let mut queue = VecDeque::new();
-    while let Ok(first) = jobs.recv() {
-        queue.push_back(first);
+    let mut took = Duration::ZERO;
+    loop {
+        let first = match shrinker.pause(took) {
+            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(pause) => jobs.recv_timeout(pause),
+        };
+        match first {
+            Ok(first) => queue.push_back(first),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
         while let Some(job) = queue.pop_front() {
             queue.extend(jobs.try_iter());
             match job {
                 Job::Take { metadata, voters, send } => {
                     let mut snapshots = snapshots.lock();
-                    let taken = take(&mut snapshots, state, metadata, voters, cluster);
+                    let taken = take(&mut snapshots, state, *metadata, voters, cluster);
                     for send in send {
                         send(match &taken {
                             Ok(_) => Outgoing::open(&snapshots),
@@ -94,12 +109,19 @@ fn run(
                     }
                     let deletions = snapshots.lock().covered();
                     match state.store.remove_compacted(revision, deletions) {
-                        Ok(removed) => tracing::info!(revision, removed, "compacted"),
+                        Ok(removed) => {
+                            tracing::info!(revision, removed, "compacted");
+                            shrinker.consider(state, false);
+                        }
                         Err(error) => report(Report::CompactionFailed(error)),
                     }
                 }
+                Job::Shrink => shrinker.consider(state, true),
             }
         }
+        let begun = Instant::now();
+        shrinker.step(state);
+        took = begun.elapsed();
     }
 }
 
