@@ -114,7 +114,8 @@ impl Node {
         let progress = self.parts.group.progress();
         let standing = Standing {
             leader: self.parts.member,
-            connected: &|id| heard.get(&id).is_some_and(|at| *at >= since),
+            // Not the leader whose silence of that very length made this member the leader.
+            connected: &|id| heard.get(&id).is_some_and(|at| *at > since),
             matched: &|id| progress.iter().find(|one| one.id == id).map(|one| one.matched),
         };
         standing.check(&members, made, self.parts.strict_reconfig_check)?;
