@@ -166,3 +166,34 @@ async fn an_apply_that_creates_owns_what_it_names() {
     let again = cluster.patch(&path, APPLY, &manifest().to_string()).await.ok();
     assert_eq!(again, created);
 }
+
+/// What an endpoint puts back is not owned through it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_owns_no_spec_and_a_spec_no_status() {
+    let cluster = cluster().await;
+    let pod = cluster.post(&format!("{PODS}?fieldManager=creator"), &manifest()).await.ok();
+    let mut new = pod.clone();
+    new["spec"]["containers"][0]["image"] = "i:2".into();
+    new["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "1"}]);
+    new["status"]["phase"] = "Running".into();
+    let seen = cluster.put(&format!("{PODS}/p/status?fieldManager=status"), &new).await.ok();
+    assert_eq!((&seen["spec"], &seen["metadata"]["ownerReferences"]), (&pod["spec"], &Value::Null));
+    assert_eq!(owned(&seen, "status"), json!({"f:status": {"f:phase": {}}}));
+
+    let mut new = seen.clone();
+    new["status"]["phase"] = "Failed".into();
+    new["metadata"]["labels"]["app"] = "q".into();
+    let main = cluster.put(&format!("{PODS}/p?fieldManager=main"), &new).await.ok();
+    assert_eq!(main["status"]["phase"], "Running");
+    assert_eq!(owned(&main, "main"), json!({"f:metadata": {"f:labels": {"f:app": {}}}}));
+    assert_eq!(owned(&main, "status"), json!({"f:status": {"f:phase": {}}}));
+
+    let mut new = main.clone();
+    new["status"]["phase"] = "Failed".into();
+    new["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": "d"}]);
+    let debug = cluster.put(&format!("{PODS}/p/ephemeralcontainers?fieldManager=debug"), &new).await.ok();
+    let fields = owned(&debug, "debug");
+    check_keys(&fields, &["f:spec"]);
+    check_keys(&fields["f:spec"], &["f:ephemeralContainers"]);
+}

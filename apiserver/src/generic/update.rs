@@ -269,9 +269,14 @@ impl Write<'_> {
 
     pub fn writer<'w>(&'w self, api_version: &'w str, now: &'w str) -> Writer<'w> {
         let status = self.served.kind.has_status();
+        // What the preparation of this endpoint puts back, nobody can come to own through it.
         let reset_fields: &[&[&str]] = match self.subresource {
-            "" if status => &[&["status"]],
+            "status" if self.served.is("", "pods") => {
+                &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]
+            }
+            "status" if self.served.is("apps", "deployments") => &[&["spec"], &["metadata", "labels"]],
             "status" => &[&["spec"]],
+            _ if status => &[&["status"]],
             _ => &[],
         };
         Writer { manager: self.manager, api_version, subresource: self.subresource, reset_fields, now }
