@@ -530,7 +530,9 @@ async fn health_metrics_and_a_drain() {
     let mut cluster = Cluster::start().await;
     let ready = cluster.get("/readyz?verbose").await;
     assert!(String::from_utf8_lossy(&ready.bytes).contains("[+]etcd-readiness ok"));
-    let version = cluster.get("/version").await.ok();
+    let version = cluster.get("/version").await;
+    assert!(version.bytes.starts_with(b"{\n  \"major\": \"1\",\n"), "{version:?}");
+    let version = version.ok();
     assert!(version["gitVersion"].as_str().unwrap().starts_with("v1.36."));
     let metrics = cluster.get("/metrics").await;
     let text = String::from_utf8_lossy(&metrics.bytes);
@@ -555,4 +557,45 @@ async fn health_metrics_and_a_drain() {
     assert!(status.success(), "{status}");
     // The watch ended instead of being cut off.
     assert_eq!(events.next().await, None);
+}
+
+/// kubectl looks for a kind that it does not know among the custom ones, and then says that there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn there_are_no_custom_resource_definitions() {
+    const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let cluster = Cluster::start().await;
+    let made = cluster.post(MAPS, &map("a", json!({}))).await.ok();
+    let version = |object: &Value| -> u64 {
+        object["metadata"]["resourceVersion"].as_str().unwrap().parse().expect("a number")
+    };
+    let list = cluster.get(&format!("{DEFINITIONS}?limit=500")).await;
+    assert_eq!((list.code, &list.headers["content-type"]), (200, &"application/json".parse().unwrap()));
+    let list = list.json();
+    assert_eq!(
+        (&list["kind"], &list["apiVersion"], &list["items"]),
+        (&json!("CustomResourceDefinitionList"), &json!("apiextensions.k8s.io/v1"), &json!([]))
+    );
+    assert!(version(&list) >= version(&made), "{list}");
+    assert_eq!(cluster.send(User::Jane, "GET", DEFINITIONS, &[], "").await.code, 403);
+    for (query, code) in [
+        ("resourceVersion=0", 200),
+        ("resourceVersion=x", 422),
+        ("resourceVersion=999999999", 504),
+        ("labelSelector=a%20like%20b", 400),
+        ("watch=1", 404),
+    ] {
+        assert_eq!(cluster.get(&format!("{DEFINITIONS}?{query}")).await.code, code, "{query}");
+    }
+    for (method, path) in [
+        ("GET", format!("{DEFINITIONS}/a")),
+        ("POST", DEFINITIONS.into()),
+        ("DELETE", DEFINITIONS.into()),
+        ("GET", "/apis/apiextensions.k8s.io/v1/namespaces/default/customresourcedefinitions".into()),
+        ("GET", "/apis/apiextensions.k8s.io/v1beta1/customresourcedefinitions".into()),
+        ("GET", "/apis/apiextensions.k8s.io/v1".into()),
+        ("GET", "/apis/apiextensions.k8s.io".into()),
+    ] {
+        assert_eq!(cluster.send(User::Admin, method, &path, &[], "{}").await.code, 404, "{method} {path}");
+    }
+    assert!(!cluster.get("/apis").await.ok().to_string().contains("apiextensions"));
 }

@@ -38,6 +38,7 @@ pub const DESCRIPTORS: &[Descriptor] = &[
     descriptor!("deployment-controller", "deployment", deployment),
     descriptor!("replicaset-controller", "replicaset", replicaset),
     descriptor!("daemonset-controller", "daemonset", daemonset),
+    descriptor!("disruption-controller", "disruption", disruption),
     descriptor!("statefulset-controller", "statefulset", statefulset),
     descriptor!("job-controller", "job", job),
     descriptor!("cronjob-controller", "cronjob", cronjob),

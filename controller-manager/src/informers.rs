@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use keelson_client::cache::{self, Cache, Indexers};
 use kube::api::Api;
 use kube::{Client, Resource};
@@ -82,6 +83,7 @@ pub struct Informers {
     services: Slot<ServiceInfo>,
     endpoints: Slot<Compact<Endpoints>>,
     slices: Slot<Compact<EndpointSlice>>,
+    budgets: Slot<Compact<PodDisruptionBudget>>,
 }
 
 impl HasMeta for Meta {
@@ -113,6 +115,7 @@ impl Informers {
             services: Slot::new(),
             endpoints: Slot::new(),
             slices: Slot::new(),
+            budgets: Slot::new(),
         }
     }
 
@@ -266,5 +269,8 @@ impl Informers {
             service.map(|service| format!("{}/{service}", slice.meta.namespace)).into_iter().collect()
         };
         self.compact(&self.slices, vec![(BY_SERVICE, Box::new(by_service))])
+    }
+    pub fn budgets(&self) -> Arc<Cache<Compact<PodDisruptionBudget>>> {
+        self.compact(&self.budgets, Vec::new())
     }
 }

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use e2e::api::Api;
 use e2e::kubectl::Kubectl;
-use e2e::pods::{LONG, container, template};
+use e2e::pods::{LONG, container, event, shell, template};
 use e2e::wait::until;
+use http::Method;
 use serde_json::{Value, json};
 
 fn workload(kind: &str, name: &str, spec: &Value) -> Value {
@@ -208,6 +209,94 @@ fn a_daemon_set_replaces_its_pods_node_by_node() {
         0 => Ok(()),
         count => Err(count.to_string()),
     });
+}
+
+#[test]
+fn a_budget_lets_go_of_pods_one_by_one() {
+    let (kubectl, api) = (Kubectl::shared("budget"), Api::admin());
+    let mut deployment = workload("Deployment", "web", &json!({"replicas": 2}));
+    // Pods are ready when the test says so, and not before.
+    deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1});
+    kubectl.apply(&deployment.to_string());
+    let budget = |mut spec: Value| {
+        spec["selector"] = json!({"matchLabels": {"app": "web"}});
+        let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+            "metadata": {"name": "web"}, "spec": spec});
+        kubectl.run(&["delete", "pdb", "web", "--ignore-not-found"]);
+        kubectl.apply(&budget.to_string());
+    };
+    // Makes every pod ready, and gives the budget when it has seen that.
+    let allowed = |count: i64| {
+        until("the budget allows disruptions", LONG, || {
+            for (name, _) in pods(&kubectl, "web") {
+                shell(&kubectl, &name, "touch /tmp/ready")?;
+            }
+            let budget = kubectl.object(&["pdb", "web"])?;
+            let seen = budget["status"]["observedGeneration"] == budget["metadata"]["generation"];
+            let here = budget["status"]["disruptionsAllowed"] == count && seen;
+            if here { Ok(budget["status"].clone()) } else { Err(budget["status"].to_string()) }
+        })
+    };
+    let condition = |status: &Value| {
+        let condition = &status["conditions"][0];
+        assert_eq!(condition["type"], "DisruptionAllowed", "{status}");
+        condition["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    let evict = |name: &str| {
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+        let path = format!("/api/v1/namespaces/{}/pods/{name}/eviction", kubectl.namespace);
+        api.request(Method::POST, &path, Some(&eviction))
+    };
+
+    budget(json!({"minAvailable": 1}));
+    until("two pods run", LONG, || match pods(&kubectl, "web").len() {
+        2 => Ok(()),
+        count => Err(count.to_string()),
+    });
+    let status = allowed(1);
+    assert_eq!((&status["currentHealthy"], &status["expectedPods"]), (&json!(2), &json!(2)), "{status}");
+    assert_eq!((&status["desiredHealthy"], condition(&status)), (&json!(1), "SufficientPods".to_owned()));
+    let table = kubectl.run(&["get", "pdb", "web", "--no-headers"]);
+    assert_eq!(table.split_whitespace().take(4).collect::<Vec<_>>(), ["web", "1", "N/A", "1"]);
+
+    let before = pods(&kubectl, "web");
+    let names: Vec<&str> = before.iter().map(|(name, _)| name.as_str()).collect();
+    evict(names[0]).ok();
+    // The one that takes its place is not ready.
+    let refused = evict(names[1]);
+    let message = refused.refused(429, "TooManyRequests");
+    assert_eq!(message, "Cannot evict pod as it would violate the pod's disruption budget.");
+    let status = until("the eviction is over", LONG, || {
+        let status = kubectl.object(&["pdb", "web"])?["status"].clone();
+        let over = status["disruptedPods"].is_null() && status["expectedPods"] == 2;
+        if over && status["currentHealthy"] == 1 { Ok(status) } else { Err(status.to_string()) }
+    });
+    assert_eq!(
+        (&status["disruptionsAllowed"], condition(&status)),
+        (&json!(0), "InsufficientPods".to_owned())
+    );
+    evict(names[1]).refused(429, "TooManyRequests");
+    allowed(1);
+    evict(names[1]).ok();
+
+    // A share of what the Deployment asks for, which is found through its ReplicaSet.
+    kubectl.run(&["scale", "deployment/web", "--replicas=3"]);
+    budget(json!({"minAvailable": "50%"}));
+    let status = allowed(1);
+    assert_eq!((&status["desiredHealthy"], &status["expectedPods"]), (&json!(2), &json!(3)), "{status}");
+
+    // Pods whose controller has no scale cannot be counted.
+    kubectl.run(&["delete", "deployment", "web"]);
+    kubectl.apply(&workload("DaemonSet", "web", &json!({})).to_string());
+    budget(json!({"maxUnavailable": 1}));
+    let status = until("the budget's pods cannot be counted", LONG, || {
+        let status = kubectl.object(&["pdb", "web"])?["status"].clone();
+        let message = "daemonsets.apps does not implement the scale subresource";
+        if status["conditions"][0]["message"] == message { Ok(status) } else { Err(status.to_string()) }
+    });
+    assert_eq!((&status["disruptionsAllowed"], condition(&status)), (&json!(0), "SyncFailed".to_owned()));
+    event(&kubectl, "web", "CalculateExpectedPodCountFailed");
 }
 
 #[test]

@@ -16,6 +16,9 @@ use e2e::kubectl::Kubectl;
 use e2e::own::OwnCluster;
 use e2e::pods::{LONG, sleeper};
 use e2e::wait::until;
+use keelson_local::supervisor;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const DAEMONS: &[&str] = &[
     "kube-store",
@@ -70,6 +73,22 @@ fn a_second_start_changes_nothing_and_a_stop_leaves_nothing() {
     assert!(before.iter().all(Option::is_some), "{before:?}");
     own.cluster.up().unwrap();
     assert_eq!(pids(), before);
+
+    // Whoever kills a supervisor kills its daemon: nothing runs that nobody knows of, and the next start replaces it.
+    let host = own.cluster.host_layout(&own.cluster.hosts[0]);
+    let supervisor = supervisor::running(&host, "kubelet").unwrap();
+    kill(supervisor, Signal::SIGKILL).unwrap();
+    let kubelet = before[4].unwrap();
+    // Nobody may have collected it yet; what has ended has no command line.
+    until("the kubelet ends with its supervisor", LONG, || {
+        match fs::read(format!("/proc/{kubelet}/cmdline")) {
+            Ok(command) if !command.is_empty() => Err(kubelet.to_string()),
+            _ => Ok(()),
+        }
+    });
+    own.cluster.up().unwrap();
+    let named = fs::read_to_string(host.run().join("kubelet.pid")).unwrap();
+    assert_eq!(named.parse().ok(), own.pid("kubelet").map(Pid::as_raw));
 
     let running = processes(layout.root(), &cgroup);
     let networks = network_namespaces(&running);

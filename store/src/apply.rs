@@ -3,21 +3,25 @@
 //! An entry's changes and its applied index go to the tree in one batch. What an entry refuses it refuses without a
 //! change; a failure of the tree itself is no answer but the end of the process ([`Fatal`]).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use keelson_proto::etcd::etcdserverpb::{
-    CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse, Member, PutResponse,
-    TxnResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeResponse,
+    LeaseGrantResponse, LeaseRevokeResponse, Member, PutResponse, TxnResponse, alarm_request::AlarmAction,
 };
-use keelson_proto::etcd::storepb::{Command, LeaseRecord, Metadata, command::Operation};
-use keelson_raft::Entry;
+use keelson_proto::etcd::storepb::{
+    Command, Configuration, LeaseRecord, MembershipChange, Metadata, command::Operation,
+};
+use keelson_raft::{ConfChangeV2, ConfState, Entry};
 use parking_lot::RwLock;
 use prost::Message;
 
+use crate::alarm::{ALARM_PREFIX, Alarms, alarm_key, parse_alarm_key};
 use crate::lease::{Leases, MAX_TTL};
+use crate::membership::{Members, Refusal, step};
 use crate::mvcc::{BackendError, Change as TreeChange, KeyChange, Loaded, MvccError, Store, WriteTxn};
 use crate::watch::{Change, Hub};
 
@@ -31,6 +35,12 @@ pub enum Response {
     LeaseGrant(LeaseGrantResponse),
     LeaseRevoke(LeaseRevokeResponse),
     Published,
+    Alarm(AlarmResponse),
+    /// The members afterwards, and the log's index of the change.
+    Membership {
+        members: Vec<Member>,
+        index: u64,
+    },
 }
 
 /// Why an entry changed nothing.
@@ -42,6 +52,10 @@ pub enum Rejected {
     LeaseExists,
     #[error("too large lease TTL")]
     LeaseTtlTooLarge,
+    #[error("corrupt cluster")]
+    Corrupt,
+    #[error("the membership does not change")]
+    Membership(#[from] Refusal),
     #[error("the entry holds no operation that this version knows")]
     Unknown,
 }
@@ -74,11 +88,16 @@ pub enum Effect {
     Granted { lease: i64, ttl: i64 },
     Revoked { lease: i64 },
     Compacted { revision: i64 },
+    Membership,
 }
 
-/// Where leases and members lie in the tree.
+/// Where leases, members and the ids of removed members lie in the tree.
 pub const LEASE_PREFIX: u8 = b'l';
 pub const MEMBER_PREFIX: u8 = b'p';
+pub const REMOVED_PREFIX: u8 = b'x';
+/// Where Raft's configuration lies in the tree. It is there since the first change of it, or since the tree was made of a
+/// snapshot; then the tree has all members, before that only what they said of themselves.
+pub const CONFIGURATION_KEY: &[u8] = b"m/configuration";
 
 pub fn lease_key(id: i64) -> Vec<u8> {
     [&[LEASE_PREFIX][..], &id.to_be_bytes()].concat()
@@ -88,24 +107,29 @@ pub fn member_key(id: u64) -> Vec<u8> {
     [&[MEMBER_PREFIX][..], &id.to_be_bytes()].concat()
 }
 
+pub fn removed_key(id: u64) -> Vec<u8> {
+    [&[REMOVED_PREFIX][..], &id.to_be_bytes()].concat()
+}
+
 /// The state, shared with readers.
 pub struct State {
     pub store: Store,
     pub leases: RwLock<Leases>,
-    pub members: RwLock<BTreeMap<u64, Member>>,
+    pub members: RwLock<Members>,
+    pub alarms: RwLock<Alarms>,
     pub hub: Hub,
     applied: AtomicU64,
 }
 
 impl State {
-    /// From what was loaded; `members` are those of the configuration, which the tree's replace.
+    /// From what was loaded; `members` are those that the tree need not have.
     ///
     /// # Errors
     /// The tree's.
     pub fn new(
         store: Store,
         leases: Leases,
-        members: BTreeMap<u64, Member>,
+        members: Members,
         applied: u64,
     ) -> Result<Arc<Self>, BackendError> {
         let backend = store.values.backend();
@@ -115,6 +139,7 @@ impl State {
             store,
             leases: RwLock::new(leases),
             members: RwLock::new(members),
+            alarms: RwLock::new(read_alarms(&*backend)?),
             hub,
             applied: AtomicU64::new(applied),
         }))
@@ -126,7 +151,7 @@ impl State {
 
     /// Everything but the revisions, for a snapshot of this very moment. Only the applying thread may ask.
     pub fn metadata(&self, term: u64) -> Metadata {
-        Metadata {
+        let mut metadata = Metadata {
             applied_index: self.applied(),
             applied_term: term,
             revision: self.store.revision(),
@@ -137,8 +162,11 @@ impl State {
                 .iter()
                 .map(|(id, granted_ttl)| LeaseRecord { id, granted_ttl })
                 .collect(),
-            members: self.members.read().values().cloned().collect(),
-        }
+            alarms: self.alarms.read().iter().collect(),
+            ..Metadata::default()
+        };
+        self.members.read().describe(&mut metadata);
+        metadata
     }
 
     /// Puts the state that a snapshot was loaded into in place of this one.
@@ -152,10 +180,12 @@ impl State {
     ) -> Result<(), BackendError> {
         let leases = std::mem::take(&mut loaded.leases);
         let (leases, members) = read_metadata(&*backend, leases, self.members.read().clone())?;
+        let alarms = read_alarms(&*backend)?;
         let (index, revision) = (loaded.applied.0, loaded.index.revision);
         self.store.replace(loaded, backend);
         *self.leases.write() = leases;
         *self.members.write() = members;
+        *self.alarms.write() = alarms;
         self.applied.store(index, Ordering::Release);
         self.hub.reset(revision);
         Ok(())
@@ -173,11 +203,69 @@ impl State {
         Ok(applied)
     }
 
+    /// Applies one change of Raft's configuration. `switch` makes consensus follow, should the change be accepted; on its
+    /// error nothing has changed. None: it is not a client's.
+    pub fn apply_configuration(
+        &self,
+        entry: &Entry,
+        change: &ConfChangeV2,
+        switch: impl FnOnce() -> keelson_raft::Result<ConfState>,
+    ) -> Option<Applied> {
+        let command = Command::decode(change.context.clone()).unwrap_or_default();
+        let (made, result) = match command.operation {
+            Some(Operation::Membership(made)) => {
+                let checked = self.members.read().check(&made);
+                let checked = checked.and_then(|()| match made.change.as_ref().and_then(step) {
+                    Some(_) => Ok(()),
+                    None => Err(Refusal::Impossible),
+                });
+                (Some(made), checked)
+            }
+            // A joint configuration is left.
+            None if change.context.is_empty() => (None, Ok(())),
+            _ => (None, Err(Refusal::Impossible)),
+        };
+        let is_client = made.is_some();
+        let result = result.and_then(|()| {
+            let conf_state = switch().map_err(|error| {
+                tracing::error!(%error, index = entry.index, "consensus does not allow a change of membership");
+                Refusal::Impossible
+            })?;
+            Ok(self.change_members(made, Some(conf_state), entry.index))
+        });
+        self.store.values.seal(entry.index, entry.term);
+        self.applied.store(entry.index, Ordering::Release);
+        let effect = if result.is_ok() { Effect::Membership } else { Effect::None };
+        let Command { member, epoch, request, .. } = command;
+        let (revision, result) = (self.store.revision(), result.map_err(Rejected::from));
+        let applied = Applied { member, epoch, request, revision, result, effect };
+        (is_client || applied.effect != Effect::None).then_some(applied)
+    }
+
+    /// Makes a change that was checked, and puts all that is known of the members into the tree.
+    fn change_members(
+        &self,
+        made: Option<MembershipChange>,
+        configuration: Option<ConfState>,
+        index: u64,
+    ) -> Response {
+        let mut members = self.members.write();
+        let gone: Vec<u64> = members.keys().copied().collect();
+        members.apply(made.and_then(|made| made.change), configuration);
+        for id in gone.into_iter().filter(|id| !members.contains_key(id)) {
+            self.store.values.put_metadata(member_key(id), None);
+        }
+        for (key, value) in member_changes(members.values(), members.removed(), members.configuration()) {
+            self.store.values.put_metadata(key, value);
+        }
+        Response::Membership { members: members.list(), index }
+    }
+
     fn apply_data(&self, data: Bytes, index: u64) -> Result<Option<Applied>, Fatal> {
         // The proposer encoded it, and checksums guard it: what does not parse is of a newer version.
         let command = Command::decode(data).unwrap_or_default();
         let (result, effect) = match command.operation {
-            Some(operation) => self.execute(operation),
+            Some(operation) => self.execute(operation, index),
             None => (Err(Rejected::Unknown), Effect::None),
         };
         if let Err(Rejected::Mvcc(MvccError::Backend(source))) = result {
@@ -188,8 +276,13 @@ impl State {
         Ok(Some(Applied { member, epoch, request, revision, result, effect }))
     }
 
-    fn execute(&self, operation: Operation) -> (Result<Response, Rejected>, Effect) {
+    fn execute(&self, operation: Operation, index: u64) -> (Result<Response, Rejected>, Effect) {
         let plain = |result| (result, Effect::None);
+        let harmless =
+            matches!(operation, Operation::Alarm(_) | Operation::Publish(_) | Operation::Membership(_));
+        if !harmless && self.alarms.read().any(AlarmType::Corrupt) {
+            return plain(Err(Rejected::Corrupt));
+        }
         match operation {
             Operation::Put(put) => plain(self.mutate(|txn, leases| {
                 txn.check_put(&put, leases)?;
@@ -224,6 +317,11 @@ impl State {
                 (result, effect)
             }
             Operation::Publish(member) => plain(Ok(self.publish(member))),
+            Operation::Alarm(request) => plain(Ok(self.alarm(&request))),
+            Operation::Membership(change) => match self.check_update(&change) {
+                Ok(()) => (Ok(self.change_members(Some(change), None, index)), Effect::Membership),
+                Err(refusal) => plain(Err(refusal.into())),
+            },
         }
     }
 
@@ -288,23 +386,75 @@ impl State {
         Ok(Response::LeaseRevoke(LeaseRevokeResponse::default()))
     }
 
+    /// Only what consensus need not know of comes outside of a change of its configuration.
+    fn check_update(&self, change: &MembershipChange) -> Result<(), Refusal> {
+        self.members.read().check(change)?;
+        match change.change.as_ref().and_then(step) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::Impossible),
+        }
+    }
+
     /// A member says its name and its clients' URLs; who is a member is not its to say.
     fn publish(&self, member: Member) -> Response {
         let mut members = self.members.write();
-        if let Some(known) = members.get_mut(&member.id) {
-            (known.name, known.client_urls) = (member.name, member.client_urls);
-            self.store.values.put_metadata(member_key(member.id), Some(known.encode_to_vec()));
+        if let Some(known) = members.publish(member) {
+            self.store.values.put_metadata(member_key(known.id), Some(known.encode_to_vec()));
         }
         Response::Published
     }
+
+    /// Answers with the alarm, if the request changed or confirmed one.
+    fn alarm(&self, request: &AlarmRequest) -> Response {
+        let alarm = AlarmMember { member_id: request.member_id, alarm: request.alarm };
+        let mut alarms = self.alarms.write();
+        let (touched, value) = match request.action() {
+            AlarmAction::Get => (false, None),
+            _ if request.alarm() == AlarmType::None => (false, None),
+            AlarmAction::Activate => {
+                if alarms.raise(&alarm) {
+                    tracing::error!(
+                        member = format!("{:x}", alarm.member_id),
+                        alarm = alarm.alarm().as_str_name(),
+                        "an alarm is raised"
+                    );
+                }
+                (true, Some(Vec::new()))
+            }
+            AlarmAction::Deactivate => (alarms.disarm(&alarm), None),
+        };
+        if touched {
+            if value.is_none() {
+                let (member, alarm) = (format!("{:x}", alarm.member_id), alarm.alarm().as_str_name());
+                tracing::info!(member, alarm, "an alarm is disarmed");
+            }
+            self.store.values.put_metadata(alarm_key(&alarm), value);
+        }
+        Response::Alarm(AlarmResponse {
+            header: None,
+            alarms: touched.then_some(alarm).into_iter().collect(),
+        })
+    }
+}
+
+/// Alarms as the tree has them.
+fn read_alarms(backend: &dyn crate::mvcc::Backend) -> Result<Alarms, BackendError> {
+    let mut alarms = Alarms::default();
+    backend.scan(&[ALARM_PREFIX], &[ALARM_PREFIX + 1], &mut |key, _| {
+        if let Some(alarm) = parse_alarm_key(key) {
+            alarms.raise(&alarm);
+        }
+        true
+    })?;
+    Ok(alarms)
 }
 
 /// Leases and members as the tree has them.
 fn read_metadata(
     backend: &dyn crate::mvcc::Backend,
     mut leases: Leases,
-    mut members: BTreeMap<u64, Member>,
-) -> Result<(Leases, BTreeMap<u64, Member>), BackendError> {
+    mut members: Members,
+) -> Result<(Leases, Members), BackendError> {
     backend.scan(&[LEASE_PREFIX], &[LEASE_PREFIX + 1], &mut |key, value| {
         if let (Some(id), Ok(ttl)) = (key.get(1..).and_then(|id| id.try_into().ok()), value.try_into()) {
             leases.grant(i64::from_be_bytes(id), i64::from_be_bytes(ttl));
@@ -312,13 +462,40 @@ fn read_metadata(
         true
     })?;
     leases.retain_granted();
+    let mut found = Vec::new();
     backend.scan(&[MEMBER_PREFIX], &[MEMBER_PREFIX + 1], &mut |_, value| {
-        if let Ok(member) = Member::decode(value) {
-            members.insert(member.id, member);
-        }
+        found.extend(Member::decode(value).ok());
         true
     })?;
+    let mut removed = BTreeSet::new();
+    backend.scan(&[REMOVED_PREFIX], &[REMOVED_PREFIX + 1], &mut |key, _| {
+        removed.extend(key.get(1..).and_then(|id| id.try_into().ok()).map(u64::from_be_bytes));
+        true
+    })?;
+    match backend.get(CONFIGURATION_KEY)? {
+        Some(bytes) => {
+            let configuration = Configuration::decode(&bytes[..]).map_err(|_| BackendError::Damaged(0))?;
+            members = Members::new(found, removed, configuration);
+        }
+        None => found.into_iter().for_each(|member| members.overlay(member)),
+    }
     Ok((leases, members))
+}
+
+fn member_changes<'a>(
+    members: impl IntoIterator<Item = &'a Member>,
+    removed: impl IntoIterator<Item = &'a u64>,
+    configuration: &Configuration,
+) -> Vec<TreeChange> {
+    let mut changes: Vec<TreeChange> = Vec::new();
+    for member in members {
+        changes.push((member_key(member.id), Some(member.encode_to_vec())));
+    }
+    for id in removed {
+        changes.push((removed_key(*id), Some(Vec::new())));
+    }
+    changes.push((CONFIGURATION_KEY.to_vec(), Some(configuration.encode_to_vec())));
+    changes
 }
 
 /// Metadata as changes of a tree: what a snapshot says, put into a fresh one.
@@ -327,8 +504,18 @@ pub fn metadata_changes(metadata: &Metadata) -> Vec<TreeChange> {
     for lease in &metadata.leases {
         changes.push((lease_key(lease.id), Some(lease.granted_ttl.to_be_bytes().to_vec())));
     }
-    for member in &metadata.members {
-        changes.push((member_key(member.id), Some(member.encode_to_vec())));
+    match &metadata.configuration {
+        Some(configuration) => {
+            changes.extend(member_changes(&metadata.members, &metadata.removed, configuration));
+        }
+        None => {
+            for member in &metadata.members {
+                changes.push((member_key(member.id), Some(member.encode_to_vec())));
+            }
+        }
+    }
+    for alarm in &metadata.alarms {
+        changes.push((alarm_key(alarm), Some(Vec::new())));
     }
     let compacted = metadata.compact_revision.to_be_bytes().to_vec();
     changes.push((crate::mvcc::COMPACTED_KEY.to_vec(), Some(compacted)));

@@ -12,6 +12,9 @@ use keelson_component_base::logging::LogArgs;
 use keelson_component_base::tls::{ClientAuth, ServerTls};
 use sha2::{Digest, Sha256};
 
+use crate::compactor::{Mode, Retention};
+use crate::transport::Credentials;
+
 /// `http://host:port` or `https://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
@@ -90,9 +93,14 @@ pub enum ClusterState {
     Existing,
 }
 
+const SUBCOMMANDS: &str = "\
+Instead of flags, a command (--help tells its own):
+  kube-store snapshot save|restore|status   Save a member's state to a file, make data directories of it
+  kube-store verify                         Check a data directory, read-only";
+
 /// A Raft-replicated store that speaks the etcd v3 protocol.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "kube-store", version)]
+#[command(name = "kube-store", version, after_help = SUBCOMMANDS)]
 pub struct Config {
     /// Human-readable name for this member
     #[arg(long, default_value = "default")]
@@ -166,8 +174,62 @@ pub struct Config {
     /// Duration of periodic watch progress notifications
     #[arg(long, alias = "experimental-watch-progress-notify-interval", value_parser = flags::duration, default_value = "10m")]
     pub watch_progress_notify_interval: Duration,
+    /// Compact automatically: periodic (by time) or revision (by number)
+    #[arg(long, value_enum, default_value_t = Mode::Periodic)]
+    pub auto_compaction_mode: Mode,
+    /// What automatic compaction keeps: hours or a duration, or a number of revisions; 0 disables it
+    #[arg(long, default_value = "0")]
+    pub auto_compaction_retention: String,
+    /// Compare this member's data with its peers' before serving clients
+    #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub experimental_initial_corrupt_check: bool,
+    /// How often the leader compares the members' data; 0 disables it
+    #[arg(long, alias = "experimental-corrupt-check-time", value_parser = flags::duration, default_value = "0s")]
+    pub corrupt_check_time: Duration,
+    /// Features to switch: InitialCorruptCheck=true; etcd's others have nothing to act on
+    #[arg(long, value_parser = feature_gates, default_value = "")]
+    pub feature_gates: FeatureGates,
+    /// Make this member, with the data that it has, the only one of its cluster: when a majority is lost for good
+    #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub force_new_cluster: bool,
+    /// Reject reconfiguration requests that would cause quorum loss
+    #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true")]
+    pub strict_reconfig_check: bool,
+    /// Maximum number of learners that can be in the cluster membership
+    #[arg(long, alias = "experimental-max-learners", default_value_t = 1)]
+    pub max_learners: u32,
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// What `--feature-gates` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FeatureGates {
+    pub initial_corrupt_check: bool,
+    pub ignored: Vec<String>,
+}
+
+fn feature_gates(text: &str) -> Result<FeatureGates, String> {
+    const IGNORED: &[&str] = &[
+        "AllAlpha",
+        "AllBeta",
+        "CompactHashCheck",
+        "LeaseCheckpoint",
+        "LeaseCheckpointPersist",
+        "SetMemberLocalAddr",
+        "StopGRPCServiceOnDefrag",
+        "TxnModeWriteWithSharedBuffer",
+    ];
+    let mut gates = FeatureGates::default();
+    for (name, value) in flags::key_values(text)? {
+        let on = flags::boolean(&value)?;
+        match name.as_str() {
+            "InitialCorruptCheck" => gates.initial_corrupt_check = on,
+            known if IGNORED.contains(&known) => gates.ignored.push(name),
+            _ => return Err(format!("unrecognized feature gate: {name}")),
+        }
+    }
+    Ok(gates)
 }
 
 /// A member as the initial cluster names it.
@@ -195,6 +257,8 @@ pub enum ConfigError {
         "--election-timeout ({election} ms) has to be at least five times --heartbeat-interval ({heartbeat} ms), which has to be positive"
     )]
     Timing { election: u64, heartbeat: u64 },
+    #[error("--auto-compaction-retention: {0}")]
+    Retention(String),
     #[error("two members of --initial-cluster have the same peer URLs")]
     SameUrls,
 }
@@ -211,6 +275,12 @@ fn hash(parts: impl IntoIterator<Item = String>) -> u64 {
 }
 
 impl Config {
+    /// What it is without any flag.
+    pub fn default_flags() -> Self {
+        // No flag is required.
+        Self::parse_from(["kube-store"])
+    }
+
     /// The members at bootstrap, sorted by id, and this one's id. Ids come from peer URLs and token, as in etcd.
     ///
     /// # Errors
@@ -253,6 +323,14 @@ impl Config {
         hash(members.iter().map(|member| format!("{:016x}", member.id)))
     }
 
+    /// This member's certificate towards its peers.
+    pub fn peer_credentials(&self) -> Credentials {
+        Credentials {
+            ca_file: self.peer_trusted_ca_file.clone(),
+            identity: self.peer_cert_file.clone().zip(self.peer_key_file.clone()),
+        }
+    }
+
     pub fn data_directory(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("{}.etcd", self.name)))
     }
@@ -273,6 +351,19 @@ impl Config {
             ..0 => u64::MAX,
             quota => quota.unsigned_abs(),
         }
+    }
+
+    /// What automatic compaction keeps, if it is on.
+    ///
+    /// # Errors
+    /// A retention that does not fit the mode.
+    pub fn retention(&self) -> Result<Option<Retention>, ConfigError> {
+        Retention::parse(self.auto_compaction_mode, &self.auto_compaction_retention)
+            .map_err(ConfigError::Retention)
+    }
+
+    pub fn initial_corrupt_check(&self) -> bool {
+        self.experimental_initial_corrupt_check || self.feature_gates.initial_corrupt_check
     }
 
     /// What cannot be left to the first connection.
@@ -296,7 +387,11 @@ impl Config {
         }
         self.client_tls()?;
         self.peer_tls()?;
-        self.members()?;
+        self.retention()?;
+        // As in etcd, what says how the cluster begins means nothing to a member that has begun.
+        if !self.data_directory().join("member/wal").exists() {
+            self.members()?;
+        }
         Ok(())
     }
 
@@ -362,6 +457,8 @@ mod tests {
             "--advertise-client-urls=https://10.0.0.1:2379",
             "--cert-file=/pki/server.crt",
             "--client-cert-auth=true",
+            "--experimental-initial-corrupt-check=true",
+            "--feature-gates=InitialCorruptCheck=true",
             "--data-dir=/var/lib/etcd",
             "--experimental-watch-progress-notify-interval=5s",
             "--initial-advertise-peer-urls=https://10.0.0.1:2380",
@@ -398,6 +495,8 @@ mod tests {
         check(&["--initial-cluster=default=http://localhost:2390"], "--initial-advertise-peer-urls");
         check(&["--listen-peer-urls=https://127.0.0.1:2380"], "--peer-cert-file");
         check(&["--client-cert-auth"], "--trusted-ca-file");
+        check(&["--auto-compaction-retention=x"], "--auto-compaction-retention");
+        check(&["--feature-gates=NoSuch=true"], "NoSuch");
         check(&["--election-timeout=100"], "--heartbeat-interval");
     }
 

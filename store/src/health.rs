@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use keelson_proto::etcd::etcdserverpb::RangeRequest;
+use keelson_proto::etcd::etcdserverpb::{AlarmType, RangeRequest};
 
 use crate::grpc::Server;
 
@@ -34,8 +34,11 @@ impl Check {
 
     async fn run(self, server: &Server) -> Result<(), String> {
         match self {
-            // Damage that was found has ended the process.
-            Check::DataCorruption => Ok(()),
+            // What this member alone finds damaged ends its process.
+            Check::DataCorruption => match server.state.alarms.read().any(AlarmType::Corrupt) {
+                true => Err("alarm activated: CORRUPT".to_owned()),
+                false => Ok(()),
+            },
             Check::SerializableRead => read(server, true).await,
             Check::LinearizableRead => read(server, false).await,
         }
@@ -104,8 +107,11 @@ pub async fn answer(server: &Server, path: &str, query: &str) -> Option<(StatusC
 /// Why `/health` says that this member is not; empty if it is.
 async fn ill(server: &Server, query: &str) -> String {
     let serializable = values(query, "serializable").next() == Some("true");
-    if server.shared.no_space() && !values(query, "exclude").any(|alarm| alarm == "NOSPACE") {
-        return "ALARM NOSPACE".to_owned();
+    for alarm in server.alarms(AlarmType::None) {
+        let name = alarm.alarm().as_str_name();
+        if !values(query, "exclude").any(|excluded| excluded == name) {
+            return format!("ALARM {name}");
+        }
     }
     if !serializable && server.shared.leader() == 0 {
         return "RAFT NO LEADER".to_owned();

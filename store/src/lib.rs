@@ -3,20 +3,29 @@
 //! The way of a write: `grpc` → `node` → keelson-raft → `wal` (and `transport`, at the same time) → `apply` → `mvcc` and
 //! `watch` → `grpc`. `snapshot` lets the log be cut; `start` puts snapshot, tree and log together again.
 
+pub mod alarm;
 pub mod apply;
 mod authority;
+mod compactor;
 pub mod config;
+mod corruption;
 pub mod env;
 pub mod grpc;
 mod health;
+pub mod ignored;
+pub mod join;
 pub mod lease;
+pub mod membership;
 pub mod metrics;
 pub mod mvcc;
 pub mod node;
+mod recovery;
 pub mod run;
 pub mod serve;
+pub mod shrink;
 pub mod snapshot;
 pub mod start;
+pub mod tool;
 pub mod transport;
 pub mod wal;
 pub mod watch;

@@ -2,21 +2,39 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use keelson_component_base::{logging, memory, tls};
 use kube_store::config::Config;
+use kube_store::ignored;
 use kube_store::node::Chain;
 use kube_store::run;
+use kube_store::tool::{self, Tool};
 
 fn main() -> ExitCode {
     tls::install_provider();
     memory::trim_when_idle();
-    let config = Config::parse();
+    if tool::is_meant(std::env::args().nth(1).as_deref()) {
+        return Tool::parse().run();
+    }
+    let command = Config::command();
+    let acts = |flag: &str| command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+    let arguments = ignored::take_out(std::env::args(), acts);
+    let (arguments, ignored) = match arguments {
+        Ok(taken) => taken,
+        Err(error) => command.clone().error(clap::error::ErrorKind::InvalidValue, error).exit(),
+    };
+    let config = Config::parse_from(arguments);
     // Only in builds for tests: steps at which the process ends, from the environment.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     if let Err(error) = logging::init(&config.log) {
         eprintln!("kube-store: cannot set up logging: {error}");
         return ExitCode::FAILURE;
+    }
+    for flag in ignored {
+        tracing::warn!("--{flag} has nothing to act on in kube-store: it is ignored");
+    }
+    for gate in &config.feature_gates.ignored {
+        tracing::warn!("the feature gate {gate} has nothing to act on in kube-store: it is ignored");
     }
     // Consensus panics where going on could lose data. The threads that own the state have names, and the process ends
     // with them; a task that serves a client ends alone.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use keelson_component_base::metrics::{Registry, exponential_buckets};
+use keelson_proto::etcd::etcdserverpb::AlarmType;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -117,7 +118,8 @@ impl Collector for StateCollector {
         let flag = u64::from;
         gauge("etcd_server_has_leader", "Whether or not a leader exists", flag(shared.leader() != 0))?;
         gauge("etcd_server_is_leader", "Whether or not this member is a leader", flag(shared.is_leader()))?;
-        gauge("etcd_server_is_learner", "Whether or not this member is a learner", 0)?;
+        let learner = flag(shared.is_learner());
+        gauge("etcd_server_is_learner", "Whether or not this member is a learner", learner)?;
         gauge("etcd_server_proposals_pending", "The current number of pending proposals", shared.pending())?;
         gauge("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes", self.quota)?;
         let size = store.values.backend().size();
@@ -136,6 +138,8 @@ impl Collector for StateCollector {
             "The revision of the last compaction in store",
             compacted,
         )?;
+        let corrupt = flag(state.alarms.read().any(AlarmType::Corrupt));
+        gauge("etcd_debugging_server_alarm_corrupt", "Whether an alarm CORRUPT is raised", corrupt)?;
         let watchers = state.hub.watchers() as u64;
         gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers", watchers)?;
         gauge("etcd_wal_bytes", "Bytes of the write-ahead log that are not cut", shared.wal_bytes())?;

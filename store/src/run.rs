@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use keelson_component_base::metrics::Registry;
 use keelson_component_base::shutdown;
-use keelson_proto::etcd::etcdserverpb::Member;
+use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
+use keelson_proto::etcd::etcdserverpb::{AlarmRequest, AlarmType, Member};
 use keelson_proto::etcd::storepb::command::Operation;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::compactor;
 use crate::config::{Config, ConfigError, Url};
+use crate::corruption::{self, Inconsistent};
 use crate::env::Env;
 use crate::grpc::Server;
+use crate::join::{self, JoinError};
 use crate::node::{Event, Stopped};
 use crate::serve::{Listener, ServeError, Services};
 use crate::start::{self, Running, StartError};
@@ -30,8 +34,12 @@ pub enum RunError {
     Serve(#[from] ServeError),
     #[error("cannot start")]
     Start(#[from] StartError),
+    #[error("cannot start")]
+    Join(#[from] JoinError),
     #[error("stopped")]
     Node(#[from] Stopped),
+    #[error("not serving: its data is not what the other members hold")]
+    Inconsistent(#[from] Inconsistent),
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
 }
@@ -73,13 +81,19 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     let registry = Registry::new();
     registry.build_info("etcd_server_version", &[("server_version", crate::grpc::ETCD_VERSION)]);
     let stopping = CancellationToken::new();
+    let origin = tokio::select! {
+        () = signalled.cancelled() => return Ok(()),
+        origin = join::origin(config, &env) => origin?,
+    };
     let Running { server, snapshots, events, epoch, node, wal, tree, lock } =
-        tokio::task::block_in_place(|| start::start(config, &env, &registry, stopping.clone()))
+        tokio::task::block_in_place(|| start::start(config, &env, &origin, &registry, stopping.clone()))
             .inspect_err(|_| advise(config, &env))?;
     let values = server.state.store.values.clone();
 
     let (stop_serving, serving) = (CancellationToken::new(), TaskTracker::new());
-    serving.spawn(serve_clients(server.clone(), registry.clone(), client_listeners, stop_serving.clone()));
+    let (refuse, mut refused) = oneshot::channel();
+    let clients = ServeClients { listeners: client_listeners, check: config.initial_corrupt_check() };
+    serving.spawn(clients.run(server.clone(), registry.clone(), stop_serving.clone(), refuse));
     let service = Services::peers(PeerService::new(server.clone(), snapshots, epoch));
     for listener in peer_listeners {
         tracing::info!(url = %listener.url, "serving peers");
@@ -93,6 +107,13 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     serving.close();
     let background = TaskTracker::new();
     background.spawn(publish(server.clone(), config.clone(), stopping.clone()));
+    if let Some(retention) = config.retention()? {
+        background.spawn(compactor::run(server.clone(), retention, stopping.clone()));
+    }
+    if !config.corrupt_check_time.is_zero() {
+        let every = config.corrupt_check_time;
+        background.spawn(corruption::check_periodically(server.clone(), every, stopping.clone()));
+    }
     background.spawn(watch_space(server.clone(), config.data_directory(), env.clone(), stopping.clone()));
 
     let (ended, mut node_ended) = oneshot::channel();
@@ -101,8 +122,13 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
         // Nobody waits any more once the process drains.
         let _ = ended.send(result);
     });
+    let mut inconsistent = None;
     let failed = tokio::select! {
         () = signalled.cancelled() => None,
+        Ok(error) = &mut refused => {
+            inconsistent = Some(error);
+            None
+        }
         result = &mut node_ended => Some(result.unwrap_or(Ok(()))),
     };
     if failed.is_none() {
@@ -129,12 +155,22 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
             let _ = tree.join();
         }
     });
+    if let Err(Stopped::Removed) = result {
+        join::mark_removed(&env, &config.data_directory())?;
+        tracing::error!(
+            directory = %config.data_directory().display(),
+            "{}: it stops; its data directory is of no use any more",
+            crate::transport::REMOVED
+        );
+        return Ok(());
+    }
     drop(lock);
     if result.is_err() {
         advise(config, &env);
     }
     tracing::info!("stopped");
-    Ok(result?)
+    result?;
+    inconsistent.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Says what to do about an end that a full disk may have brought about.
@@ -151,33 +187,53 @@ fn advise(config: &Config, env: &Env) {
     }
 }
 
-/// Serves clients once this member knows all that was committed before it started, as etcd does: after a
-/// restart the tail of the log is applied only when a leader has committed it, and a client that was
-/// told of a revision must never be answered with an older one.
-async fn serve_clients(
-    server: Arc<Server>,
-    registry: Registry,
+/// Serving clients.
+struct ServeClients {
     listeners: Vec<Listener>,
-    stop_serving: CancellationToken,
-) {
-    let ready = async {
-        while let Err(error) = server.read_barrier().await {
-            tracing::info!(error = error.message(), "not serving clients yet");
-            tokio::time::sleep(READY_RETRY).await;
+    /// Compares this member with its peers before.
+    check: bool,
+}
+
+impl ServeClients {
+    /// Serves clients once this member knows all that was committed before it started, as etcd does: after a
+    /// restart the tail of the log is applied only when a leader has committed it, and a client that was
+    /// told of a revision must never be answered with an older one.
+    async fn run(
+        self,
+        server: Arc<Server>,
+        registry: Registry,
+        stop_serving: CancellationToken,
+        refuse: oneshot::Sender<Inconsistent>,
+    ) {
+        let ready = async {
+            while let Err(error) = server.read_barrier().await {
+                tracing::info!(error = error.message(), "not serving clients yet");
+                tokio::time::sleep(READY_RETRY).await;
+            }
+            match self.check {
+                true => corruption::initial_check(&server).await,
+                false => Ok(()),
+            }
+        };
+        tokio::select! {
+            () = stop_serving.cancelled() => return,
+            checked = ready => {
+                if let Err(error) = checked {
+                    // The process may be stopping already.
+                    let _ = refuse.send(error);
+                    return;
+                }
+            }
         }
-    };
-    tokio::select! {
-        () = stop_serving.cancelled() => return,
-        () = ready => {}
+        let service = Services::clients(&server, &registry);
+        let serving = TaskTracker::new();
+        for listener in self.listeners {
+            tracing::info!(url = %listener.url, "serving clients");
+            serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
+        }
+        serving.close();
+        serving.wait().await;
     }
-    let service = Services::clients(&server, &registry);
-    let serving = TaskTracker::new();
-    for listener in listeners {
-        tracing::info!(url = %listener.url, "serving clients");
-        serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
-    }
-    serving.close();
-    serving.wait().await;
 }
 
 /// A leader that stops lets another one take over first, so that writes go on at once.
@@ -185,8 +241,11 @@ async fn hand_over(server: &Arc<Server>) {
     if !server.shared.is_leader() {
         return;
     }
-    let others: Vec<u64> =
-        server.state.members.read().keys().copied().filter(|id| *id != server.member).collect();
+    let others: Vec<u64> = {
+        let members = server.state.members.read();
+        let others = members.values().filter(|other| other.id != server.member && !other.is_learner);
+        others.map(|other| other.id).collect()
+    };
     let mut leader = server.shared.watch_leader();
     for to in others {
         if server.events.send(Event::MoveLeader { to }).is_err() {
@@ -228,6 +287,16 @@ async fn publish(server: Arc<Server>, config: Config, stopping: CancellationToke
     }
 }
 
+/// Raises or disarms this member's alarm; what fails is tried again by whoever watches.
+async fn tell_space(server: Arc<Server>, lacks: bool) {
+    let action = if lacks { AlarmAction::Activate } else { AlarmAction::Deactivate };
+    let request =
+        AlarmRequest { action: action as i32, member_id: server.member, alarm: AlarmType::Nospace as i32 };
+    if let Err(error) = server.propose(Operation::Alarm(request)).await {
+        tracing::debug!(error = error.message(), "cannot tell the other members of this one's space");
+    }
+}
+
 /// Refuses writes while the quota is exceeded or the disk nearly full, and accepts them again by itself.
 async fn watch_space(
     server: Arc<Server>,
@@ -235,6 +304,7 @@ async fn watch_space(
     env: Env,
     stopping: CancellationToken,
 ) {
+    let mut telling: Option<tokio::task::JoinHandle<()>> = None;
     loop {
         // What compaction leaves, not what the tree's file takes: that never shrinks, so it would refuse for good.
         let size = server.state.store.in_use();
@@ -253,6 +323,13 @@ async fn watch_space(
             } else {
                 tracing::info!(size, available, "there is space again: writes are accepted");
             }
+        }
+        // The quota is the cluster's: the others refuse writes too, as in etcd. A full disk is this member's own trouble, and
+        // the others go on without it. It is told beside, since it takes as long as there is no quorum.
+        let lacks = size > server.limits.quota;
+        let told = server.state.alarms.read().has(server.member, AlarmType::Nospace);
+        if lacks != told && telling.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            telling = Some(tokio::spawn(tell_space(server.clone(), lacks)));
         }
         let pause = if available < SPACE_SOON { SPACE_CHECK_SOON } else { SPACE_CHECK };
         tokio::select! {

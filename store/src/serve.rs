@@ -29,7 +29,7 @@ use tower::Service as _;
 
 use crate::authority::Repair;
 use crate::config::Url;
-use crate::grpc::{ETCD_VERSION, Server, Service};
+use crate::grpc::{ETCD_VERSION, Server, Service, status};
 use crate::health;
 use crate::transport::PeerService;
 
@@ -57,6 +57,9 @@ pub enum Services {
     Peers(PeerServer<PeerService>),
     Metrics(Plain),
 }
+
+const LEARNERS_ANSWER: [&str; 3] =
+    ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
 
 #[derive(Clone)]
 pub struct Clients {
@@ -100,6 +103,14 @@ impl Services {
     async fn call(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         match self {
+            // As in etcd, one that only learns answers what it knows for sure; for reads see the service KV.
+            Services::Clients(clients)
+                if clients.plain.server.shared.is_learner()
+                    && is_grpc(&request)
+                    && !LEARNERS_ANSWER.contains(&request.uri().path()) =>
+            {
+                Ok(status::not_for_learner().into_http())
+            }
             Services::Clients(mut clients) => match service {
                 "etcdserverpb.KV" => clients.kv.call(request).await,
                 "etcdserverpb.Watch" => clients.watch.call(request).await,

@@ -1,6 +1,5 @@
 //! Bringing a member up: snapshot, tree and log are read and made to agree, then its threads and listeners start.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,17 +8,21 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use keelson_component_base::metrics::Registry;
-use keelson_proto::etcd::etcdserverpb::Member;
+use keelson_proto::etcd::storepb::Metadata;
 use keelson_raft::{ConfState, Group, Initial};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::apply::State;
-use crate::config::{ClusterState, Config, InitialMember, Url};
+use crate::config::Config;
 use crate::env::{Disk, Env, OpenTree};
 use crate::grpc::{self, Limits, Server};
+use crate::join::{JoinError, Origin, initial_members, mark_removed};
+use crate::membership::Members;
 use crate::metrics::{Metrics, StateCollector, WalObserver};
-use crate::mvcc::{Backend, BackendError, Loaded, Store, Values, load};
+use crate::mvcc::{Backend, BackendError, Index, Loaded, Store, Values, load};
 use crate::node::{Chain, Event, Node, Parts, Shared, Stopped};
+use crate::recovery::{self, RecoveryError};
+use crate::shrink::Shrinker;
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::transport::{PeerNetwork, Peers, PeersConfig};
 use crate::wal::{self, Identity, Recovered, Wal, WalError};
@@ -44,6 +47,10 @@ pub enum StartError {
     Raft(#[from] keelson_raft::Error),
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    #[error("cannot make this member the only one of its cluster")]
+    Recovery(#[from] RecoveryError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
 }
 
 /// Directories of trees: while one is in use, another can be built beside it.
@@ -52,10 +59,29 @@ pub struct Trees {
     disk: Arc<dyn Disk>,
     open_tree: Arc<OpenTree>,
     directory: PathBuf,
+    numbers: Arc<Mutex<Numbers>>,
+}
+
+/// Which trees there are.
+#[derive(Default)]
+pub(crate) struct Numbers {
+    /// The highest ever given.
+    last: u64,
+    in_use: u64,
+    /// Being built beside it.
+    building: Option<u64>,
+}
+
+impl Numbers {
+    /// The tree beside is in use now, or was given up. Returns the one that is of no use any more.
+    pub(crate) fn end(&mut self, number: u64, switched: bool) -> u64 {
+        self.building = None;
+        if switched { std::mem::replace(&mut self.in_use, number) } else { number }
+    }
 }
 
 /// A tree with what it says.
-type Tree = (Loaded, Arc<dyn Backend>);
+pub(crate) type Tree = (Loaded, Arc<dyn Backend>);
 
 /// Whether a tree has to be built anew for its size: sled never gives back what it once took.
 fn is_bloated(size: u64, in_use: u64) -> bool {
@@ -78,17 +104,72 @@ const TREE_SPACE: u64 = 16 << 20;
 /// Trees are numbered from 1.
 const NO_TREE: u64 = 0;
 
+/// The trees in a directory, ascending.
+pub(crate) fn tree_numbers(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<u64>> {
+    let names = disk.list(directory)?;
+    let mut numbers: Vec<u64> =
+        names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+pub(crate) fn tree_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{TREE}{number}"))
+}
+
 impl Trees {
-    fn numbers(&self) -> io::Result<Vec<u64>> {
-        let names = self.disk.list(&self.directory)?;
-        let mut numbers: Vec<u64> =
-            names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+    fn new(env: &Env, directory: PathBuf) -> Self {
+        let (disk, open_tree) = (env.disk.clone(), env.open_tree.clone());
+        Self { disk, open_tree, directory, numbers: Arc::default() }
     }
 
-    fn path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("{TREE}{number}"))
+    /// A number that no tree has or had.
+    fn give(&self, numbers: &mut Numbers) -> io::Result<u64> {
+        let highest = self.numbers()?.last().copied().unwrap_or(NO_TREE);
+        numbers.last = numbers.last.max(highest) + 1;
+        Ok(numbers.last)
+    }
+
+    /// A place for a tree beside the one in use.
+    pub(crate) fn begin(&self) -> io::Result<(u64, PathBuf)> {
+        let mut numbers = self.numbers.lock();
+        let number = self.give(&mut numbers)?;
+        numbers.building = Some(number);
+        Ok((number, self.path(number)))
+    }
+
+    /// Does what may put another tree in use; who the tree in use is changes only under this lock.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Numbers> {
+        self.numbers.lock()
+    }
+
+    pub(crate) fn remove(&self, path: &Path) {
+        if let Err(error) = self.disk.remove_dir(path) {
+            tracing::warn!(%error, "cannot remove an old tree of values");
+        }
+    }
+
+    /// An error is not taken for a full disk.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.disk.available(&self.directory).map_or(true, |available| available >= bytes)
+    }
+
+    fn numbers(&self) -> io::Result<Vec<u64>> {
+        tree_numbers(&*self.disk, &self.directory)
+    }
+
+    pub(crate) fn path(&self, number: u64) -> PathBuf {
+        tree_path(&self.directory, number)
+    }
+
+    /// Opens a tree, or creates an empty one.
+    pub(crate) fn open_tree(&self, path: &Path) -> Result<Arc<dyn Backend>, BackendError> {
+        (self.open_tree)(path)
+    }
+
+    /// Removes all trees; none may be open.
+    pub(crate) fn remove_all(&self) {
+        self.remove_but(NO_TREE);
     }
 
     /// The newest tree that is whole and at or behind `from`, which the log reaches back to.
@@ -102,7 +183,8 @@ impl Trees {
                     in_use = loaded.in_use,
                     "the tree of values takes much more than what is in it: it is built anew"
                 ),
-                Ok((loaded, backend)) if loaded.applied.0 >= from => {
+                Ok((loaded, backend)) if loaded.applied.0 >= from && !loaded.unfinished => {
+                    self.numbers.lock().in_use = number;
                     self.remove_but(number);
                     return Ok(Some((loaded, backend)));
                 }
@@ -119,8 +201,8 @@ impl Trees {
 
     /// A fresh tree, filled from the snapshot.
     fn build(&self, snapshots: &Snapshots) -> Result<(Tree, u64), SnapshotError> {
-        let number = self.numbers()?.last().map_or(1, |last| last + 1);
-        let backend = (self.open_tree)(&self.path(number))?;
+        let number = self.give(&mut self.lock())?;
+        let backend = self.open_tree(&self.path(number))?;
         snapshots.restore(&*backend)?;
         let loaded = load(&backend)?;
         Ok(((loaded, backend), number))
@@ -129,17 +211,16 @@ impl Trees {
     /// Removes all trees that are not in use and will not be; [`NO_TREE`] is none of them.
     fn remove_but(&self, keep: u64) {
         let numbers = self.numbers().unwrap_or_default();
-        for number in numbers.into_iter().filter(|number| *number != keep) {
-            if let Err(error) = self.disk.remove_dir(&self.path(number)) {
-                tracing::warn!(%error, "cannot remove an old tree of values");
-            }
+        let building = self.numbers.lock().building;
+        for number in numbers.into_iter().filter(|number| *number != keep && Some(*number) != building) {
+            self.remove(&self.path(number));
         }
     }
 }
 
 /// Opens and reads a tree on a thread of its own: sled panics at some damages instead of telling, and what it then
 /// leaves locked must not be this thread's.
-fn read_tree(open_tree: Arc<OpenTree>, path: PathBuf) -> Result<Result<Tree, String>, StartError> {
+pub(crate) fn read_tree(open_tree: Arc<OpenTree>, path: PathBuf) -> Result<Result<Tree, String>, StartError> {
     let (found, wait) = channel();
     let read = move || {
         let opened = open_tree(&path).and_then(|backend| Ok((load(&backend)?, backend)));
@@ -160,16 +241,39 @@ pub struct Disks {
     pub recovered: Recovered,
 }
 
+/// The position at which a cluster begins. All its members have the same state there, and no entry before it, so that
+/// one that joins later gets a snapshot.
+const BEGINNING: (u64, u64) = (1, 1);
+
+/// What is in the state when a cluster begins.
+fn beginning(members: Members) -> Metadata {
+    let empty = Index::new();
+    let mut metadata = Metadata {
+        applied_index: BEGINNING.0,
+        applied_term: BEGINNING.1,
+        revision: empty.revision,
+        compact_revision: empty.compacted,
+        ..Metadata::default()
+    };
+    members.describe(&mut metadata);
+    metadata
+}
+
 /// Reads what is in a data directory and makes it agree, repairing and rebuilding what may be.
 ///
 /// # Errors
 /// What must not be repaired, and the disk's.
-pub fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, StartError> {
+pub fn open(env: &Env, directory: &Path, origin: &Origin) -> Result<Disks, StartError> {
     let member = directory.join("member");
-    let snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
+    let identity = origin.identity();
+    let mut snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
+    if let Origin::Bootstrap { members, .. } = origin
+        && snapshots.latest().is_none()
+    {
+        snapshots.begin(beginning(Members::bootstrap(members.iter().cloned())), identity.cluster)?;
+    }
     let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
-    let trees =
-        Trees { disk: env.disk.clone(), open_tree: env.open_tree.clone(), directory: member.join("tree") };
+    let trees = Trees::new(env, member.join("tree"));
     env.disk
         .create_dir(&trees.directory)
         .map_err(|error| StartError::Directory(trees.directory.clone(), error))?;
@@ -178,7 +282,9 @@ pub fn open(env: &Env, directory: &Path, identity: Identity) -> Result<Disks, St
     let build = |trees: &Trees| -> Result<Tree, StartError> {
         // None of the others is of use, and on a full disk theirs is the room that the new one takes.
         trees.remove_but(NO_TREE);
-        Ok(trees.build(&snapshots)?.0)
+        let (tree, number) = trees.build(&snapshots)?;
+        trees.lock().in_use = number;
+        Ok(tree)
     };
     let (mut loaded, mut backend) = match trees.open(index)? {
         Some(found) => found,
@@ -247,16 +353,14 @@ pub const TICKS: u64 = 2;
 pub fn start(
     config: &Config,
     env: &Env,
+    origin: &Origin,
     registry: &Registry,
     stopping: tokio_util::sync::CancellationToken,
 ) -> Result<Running, StartError> {
     let directory = config.data_directory();
     env.disk.create_dir(&directory).map_err(|error| StartError::Directory(directory.clone(), error))?;
     let lock = lock(&directory)?;
-    let (member, members) = config.members().map_err(|error| {
-        StartError::Directory(directory.clone(), io::Error::new(io::ErrorKind::InvalidInput, error))
-    })?;
-    let cluster = Config::cluster_id(&members);
+    let Identity { cluster, member } = origin.identity();
     tracing::info!(
         name = config.name,
         member = format!("{member:x}"),
@@ -264,18 +368,21 @@ pub fn start(
         data = %directory.display(),
         "starting"
     );
-    let Disks { snapshots, trees, backend, loaded, wal, recovered } =
-        open(env, &directory, Identity { cluster, member })?;
-    let voters = match snapshots.latest() {
-        Some(manifest) if !manifest.voters.is_empty() => manifest.voters.clone(),
-        _ => members.iter().map(|member| member.id).collect(),
-    };
+    if config.force_new_cluster {
+        let disks = open(env, &directory, origin)?;
+        recovery::force_new_cluster(disks, origin.identity(), fallback_members(config, origin)?)?;
+    }
+    let Disks { snapshots, trees, backend, loaded, wal, recovered } = open(env, &directory, origin)?;
     let (applied, applied_term) = loaded.applied;
-    let registry_of_members = initial_members(&members);
+    let members = fallback_members(config, origin)?;
     let values = Values::new(backend, applied);
     let store = Store::new(loaded.index, values.clone(), loaded.in_use);
-    let state = State::new(store, loaded.leases, registry_of_members, applied)?;
-    let initial = initial(recovered, voters, applied);
+    let state = State::new(store, loaded.leases, members, applied)?;
+    if state.members.read().is_removed(member) {
+        mark_removed(env, &directory)?;
+        return Err(JoinError::Removed(directory).into());
+    }
+    let initial = initial(recovered, state.members.read().conf_state(), applied);
     tracing::info!(
         applied,
         entries = initial.entries.len(),
@@ -311,12 +418,19 @@ pub fn start(
     let keeper_events = events.clone();
     let report = move |report| drop(keeper_events.send(Event::Keeper(report)));
     let (keeper, _) =
-        snapshot::spawn(snapshots.clone(), state.clone(), cluster, report).map_err(StartError::Thread)?;
+        snapshot::spawn(snapshots.clone(), state.clone(), cluster, Shrinker::new(trees.clone()), report)
+            .map_err(StartError::Thread)?;
     if state.store.compacted() > 0 {
         // What an earlier life compacted and may not have removed.
         keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
     }
-    let peers = Peers::start(peers_config(config, cluster, member, &members), events.clone(), &metrics);
+    let peers_config = PeersConfig {
+        cluster,
+        member,
+        peer_urls: config.initial_advertise_peer_urls.clone(),
+        credentials: config.peer_credentials(),
+    };
+    let peers = Peers::new(peers_config, events.clone(), metrics.clone());
 
     let tick = Duration::from_millis(config.heartbeat_interval) / TICKS as u32;
     let election_ticks = (config.election_timeout * TICKS / config.heartbeat_interval) as usize;
@@ -327,11 +441,10 @@ pub fn start(
         seed: env.seed,
         max_message: 1 << 20,
         max_uncommitted: 64 << 20,
-        joining: config.initial_cluster_state == ClusterState::Existing,
+        joining: matches!(origin, Origin::Join { lost: true, .. }),
     };
     let group = Group::new(&group_config, initial)?;
-    // As in etcd: five seconds, and two elections in case the leader has just been lost.
-    let request_timeout = Duration::from_secs(5) + Duration::from_millis(2 * config.election_timeout);
+    let limits = limits(config);
     let node = Node::new(
         Parts {
             member,
@@ -348,7 +461,10 @@ pub fn start(
             clock: env.clock.clone(),
             metrics: metrics.clone(),
             tick,
-            request_ticks: (request_timeout.as_millis() / tick.as_millis().max(1)) as u64,
+            request_ticks: (limits.request_timeout.as_millis() / tick.as_millis().max(1)) as u64,
+            election_ticks: election_ticks as u64,
+            strict_reconfig_check: config.strict_reconfig_check,
+            max_learners: config.max_learners,
             events: events.clone(),
         },
         applied_term,
@@ -362,7 +478,7 @@ pub fn start(
         metrics,
         events: events.clone(),
         peers,
-        limits: limits(config),
+        limits,
         stopping,
         seed: env.seed,
     });
@@ -384,34 +500,26 @@ fn limits(config: &Config) -> Limits {
         min_lease_ttl: (config.election_timeout * 3 / 2).div_ceil(1000).cast_signed(),
         watch_progress: config.watch_progress_notify_interval,
         quota: config.quota(),
+        // As in etcd: five seconds, and two elections in case the leader has just been lost.
+        request_timeout: Duration::from_secs(5) + Duration::from_millis(2 * config.election_timeout),
     }
 }
 
-fn initial_members(members: &[InitialMember]) -> BTreeMap<u64, Member> {
-    let urls = |urls: &[Url]| urls.iter().map(Url::to_string).collect();
-    members
-        .iter()
-        .map(|member| {
-            let peer_urls = urls(&member.peer_urls);
-            let (id, name) = (member.id, member.name.clone());
-            (id, Member { id, name, peer_urls, client_urls: Vec::new(), is_learner: false })
-        })
-        .collect()
-}
-
-fn peers_config(config: &Config, cluster: u64, member: u64, members: &[InitialMember]) -> PeersConfig {
-    let others = members.iter().filter(|other| other.id != member);
-    PeersConfig {
-        cluster,
-        member,
-        members: others.map(|other| (other.id, other.peer_urls.clone())).collect(),
-        ca_file: config.peer_trusted_ca_file.clone(),
-        identity: config.peer_cert_file.clone().zip(config.peer_key_file.clone()),
-    }
+/// The members as long as the tree does not say.
+fn fallback_members(config: &Config, origin: &Origin) -> Result<Members, JoinError> {
+    Ok(match origin {
+        Origin::Bootstrap { members, .. } => Members::bootstrap(members.iter().cloned()),
+        Origin::Join { members, .. } => Members::hearsay(members.iter().cloned()),
+        // A tree of a version that could not change the membership has only what members said of themselves.
+        Origin::Known(_) => match config.members() {
+            Ok((_, members)) => Members::bootstrap(initial_members(&members)),
+            Err(_) => Members::default(),
+        },
+    })
 }
 
 /// Where consensus starts: from the log, and from the state machine at index `applied`.
-pub fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial {
+pub fn initial(recovered: Recovered, conf_state: ConfState, applied: u64) -> Initial {
     let last = recovered.last_index();
     let mut hard_state = recovered.hard_state;
     // The commit index is not made durable by itself: what was applied had been committed, and what a commit index
@@ -421,13 +529,7 @@ pub fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial 
     if hard_state.term < last_term {
         (hard_state.term, hard_state.vote) = (last_term, 0);
     }
-    Initial {
-        hard_state,
-        conf_state: ConfState { voters, ..ConfState::default() },
-        before: recovered.before,
-        entries: recovered.entries,
-        applied,
-    }
+    Initial { hard_state, conf_state, before: recovered.before, entries: recovered.entries, applied }
 }
 
 /// Builds a tree from the snapshot that a peer sent and puts it in place.
@@ -436,7 +538,10 @@ pub fn initial(recovered: Recovered, voters: Vec<u64>, applied: u64) -> Initial 
 /// The snapshot's and the tree's; the member has to stop.
 pub fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
     let ((loaded, backend), number) = trees.build(snapshots).map_err(Stopped::Install)?;
+    let mut numbers = trees.lock();
     state.install(loaded, backend).map_err(Stopped::Tree)?;
+    numbers.in_use = number;
+    drop(numbers);
     trees.remove_but(number);
     Ok(())
 }

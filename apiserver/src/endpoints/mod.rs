@@ -5,6 +5,7 @@
 
 mod binding;
 mod componentstatus;
+mod definitions;
 mod delete;
 mod eviction;
 mod nonresource;
@@ -74,6 +75,9 @@ async fn dispatch(server: &Arc<Server>, exchange: Exchange) -> Result<Response, 
         return nonresource::serve(server, exchange).await;
     };
     let Some(served) = server.table.find(&path.group, &path.version, &path.resource).cloned() else {
+        if definitions::are_listed(&exchange, &path) {
+            return definitions::list(server, &exchange).await;
+        }
         return Ok(body::not_found());
     };
     let resource = &served.kind.resource;

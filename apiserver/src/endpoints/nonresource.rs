@@ -29,7 +29,7 @@ pub async fn serve(server: &Arc<Server>, exchange: Exchange) -> Result<Response,
     }
     let headers = exchange.headers();
     match path {
-        "/" => return json_response(&json!({ "paths": index(server) })),
+        "/" => return indented(&json!({ "paths": index(server) })),
         "/metrics" => {
             return Ok(body::response(
                 200,
@@ -37,7 +37,7 @@ pub async fn serve(server: &Arc<Server>, exchange: Exchange) -> Result<Response,
                 server.metrics.registry.encode(),
             ));
         }
-        "/version" | "/version/" => return json_response(&version()),
+        "/version" | "/version/" => return indented(&version()),
         "/openapi/v2" => return openapi_v2(server, headers),
         "/openapi/v3" => {
             return Ok(document(headers, Media::Json.content_type(), &server.openapi.v3_index()));
@@ -63,6 +63,11 @@ pub async fn serve(server: &Arc<Server>, exchange: Exchange) -> Result<Response,
 
 fn json_response(value: &serde_json::Value) -> Result<Response, Status> {
     Ok(body::response(200, "application/json", value.to_string()))
+}
+
+/// What people read with curl is laid out for them, as upstream does.
+fn indented(value: &serde_json::Value) -> Result<Response, Status> {
+    Ok(body::response(200, "application/json", format!("{value:#}")))
 }
 
 fn version() -> serde_json::Value {

@@ -11,7 +11,7 @@ use crate::{
     status::{Cause, Qualified, Status},
 };
 
-fn invalid_version(text: &str) -> Status {
+pub fn invalid_version(text: &str) -> Status {
     Status::invalid(
         Qualified { group: "meta.k8s.io", name: "ListOptions" },
         "",

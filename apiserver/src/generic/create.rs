@@ -67,9 +67,9 @@ impl Write<'_> {
         kind.default(&mut object);
         let subject =
             |object| Subject { operation: Operation::Create, name: &name, object: Some(object), old: None };
+        self.track(None, &mut object);
         self.mutate(subject(&mut object)).await.map_err(refused)?;
         kind.default(&mut object);
-        self.track(None, &mut object).map_err(refused)?;
         kind.prepare_for_create(&mut object);
         let allocated = hooks::before_create(self, &mut object).await.map_err(refused)?;
         let result = self.create_prepared(object, &name, qualified).await;

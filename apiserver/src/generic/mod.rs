@@ -1,6 +1,6 @@
 //! The only write path: every create, update, patch and delete of every kind passes through here.
 //!
-//! Order of a write, as upstream's: decode → defaults → mutating admission → ownership of fields → the kind's
+//! Order of a write, as upstream's: decode → defaults → ownership of fields → mutating admission → the kind's
 //! preparation → validation → validating admission → one compare-and-swap in the store. A kind adds pure functions
 //! (the registry's `Strategy`); the few that need state of the cluster add [`hooks`].
 //!

@@ -126,8 +126,8 @@ impl Write<'_> {
         kind.default(&mut new);
         let subject =
             |object| Subject { operation: Operation::Update, name, object: Some(object), old: Some(old) };
+        self.track(Some(old), &mut new);
         self.mutate(subject(&mut new)).await?;
-        self.track(Some(old), &mut new)?;
         for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
             metadata::keep(&mut new, old, field);
         }
@@ -251,21 +251,32 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Records the changed fields as the manager's.
-    pub(super) fn track(&self, live: Option<&Value>, new: &mut Value) -> Result<(), Status> {
+    /// Records the changed fields as the manager's. This comes before admission: what admission sets is nobody's, or
+    /// the manager's next apply would remove it as something that it no longer applies.
+    ///
+    /// As upstream, what cannot be recorded does not stop the write.
+    pub(super) fn track(&self, live: Option<&Value>, new: &mut Value) {
         if self.ownership == Ownership::Done {
-            return Ok(());
+            return;
         }
         let api_version = self.served.kind.resource.gvk().api_version();
         let now = metadata::now();
-        apply::track_update(live, new, self.served.ty, self.writer(&api_version, &now)).map_err(errors::apply)
+        let writer = self.writer(&api_version, &now);
+        if let Err(error) = apply::track_update(live, new, self.served.ty, writer) {
+            tracing::error!(resource = %self.served.qualified(), %error, "recording the owners of fields failed");
+        }
     }
 
     pub fn writer<'w>(&'w self, api_version: &'w str, now: &'w str) -> Writer<'w> {
         let status = self.served.kind.has_status();
+        // What the preparation of this endpoint puts back, nobody can come to own through it.
         let reset_fields: &[&[&str]] = match self.subresource {
-            "" if status => &[&["status"]],
+            "status" if self.served.is("", "pods") => {
+                &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]
+            }
+            "status" if self.served.is("apps", "deployments") => &[&["spec"], &["metadata", "labels"]],
             "status" => &[&["spec"]],
+            _ if status => &[&["status"]],
             _ => &[],
         };
         Writer { manager: self.manager, api_version, subresource: self.subresource, reset_fields, now }

@@ -408,8 +408,10 @@ impl Cluster {
 
     async fn down_host(&self, host: &Host) -> Result<(), ClusterError> {
         let layout = self.host_layout(host);
-        // The kubelet first, or it would start again what the next step removes.
-        for name in ["kubelet", "kube-proxy", "keelson-network"] {
+        // Those with a lease first, while there is an API server to give it back to: at the next start nobody has to
+        // wait for it. The kubelet, or it would start again what the next step removes.
+        for name in ["kube-scheduler", "kube-controller-manager", "kubelet", "kube-proxy", "keelson-network"]
+        {
             self.stop(host, name)?;
         }
         let traces = sandboxes::traces(&layout);
@@ -421,6 +423,8 @@ impl Cluster {
                 (self.progress)(&told, started.elapsed());
             }
         }
+        // Before its store, from whose list of servers it takes itself off.
+        self.stop(host, "kube-apiserver")?;
         for name in self.known(host) {
             self.stop(host, &name)?;
         }

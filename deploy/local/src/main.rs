@@ -58,7 +58,7 @@ enum Command {
     #[command(hide = true)]
     Supervise {
         #[arg(long)]
-        pid_file: PathBuf,
+        file: PathBuf,
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -100,7 +100,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
                 println!("{address}");
             }
         }
-        Command::Supervise { pid_file: _, command } => supervisor::supervise(&command).await?,
+        Command::Supervise { file, command } => supervisor::supervise(&file, &command).await?,
     }
     Ok(())
 }

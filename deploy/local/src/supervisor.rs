@@ -1,9 +1,10 @@
 //! Background processes with a pid file and a log file each, for machines without systemd.
 //!
 //! Every daemon has a supervisor of its own: a process in its own session that starts the daemon,
-//! starts it again with a growing delay when it ends, and passes SIGTERM on. Invariant: a pid file
-//! is trusted only if the process it names is a supervisor of that name, so that a stale file never
-//! makes us signal a stranger.
+//! starts it again with a growing delay when it ends, and passes SIGTERM on. `<name>.pid` has the daemon's pid,
+//! for people; `<name>.supervisor` the supervisor's, which is what we go by. Invariants: it is trusted only if the
+//! process it names is a supervisor of that name, so that a stale file never makes us signal a stranger; and a
+//! daemon ends with its supervisor, so that none runs that nobody knows of.
 
 use std::fs::{self, File};
 use std::io;
@@ -48,8 +49,16 @@ pub enum SupervisorError {
     StillRunning { name: String, pid: i32 },
 }
 
-fn pid_file(host: &HostLayout, name: &str) -> PathBuf {
-    host.run().join(format!("{name}.pid"))
+/// How the names of the files with supervisors' pids end.
+const SUPERVISOR: &str = "supervisor";
+
+fn supervisor_file(host: &HostLayout, name: &str) -> PathBuf {
+    host.run().join(format!("{name}.{SUPERVISOR}"))
+}
+
+/// The file with the daemon's pid, beside that with its supervisor's.
+fn pid_file(supervisor_file: &Path) -> PathBuf {
+    supervisor_file.with_extension("pid")
 }
 
 pub fn log_file(host: &HostLayout, name: &str) -> PathBuf {
@@ -58,7 +67,7 @@ pub fn log_file(host: &HostLayout, name: &str) -> PathBuf {
 
 /// The pid of the running supervisor of `name`, if there is one.
 pub fn running(host: &HostLayout, name: &str) -> Option<Pid> {
-    let path = pid_file(host, name);
+    let path = supervisor_file(host, name);
     let pid: i32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
     let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
@@ -86,14 +95,14 @@ pub fn start(supervisor: &Path, host: &HostLayout, process: &Process) -> Result<
         fs::create_dir_all(&directory)
             .map_err(|source| SupervisorError::Prepare { path: directory, source })?;
     }
-    let pid_file = pid_file(host, &process.name);
+    let supervisor_file = supervisor_file(host, &process.name);
     let log = log_file(host, &process.name);
     let log_error = |source| SupervisorError::Prepare { path: log.clone(), source };
     let output = File::options().create(true).append(true).open(&log).map_err(log_error)?;
     let mut command = Command::new(supervisor);
     command
-        .args(["supervise", "--pid-file"])
-        .arg(&pid_file)
+        .args(["supervise", "--file"])
+        .arg(&supervisor_file)
         .arg("--")
         .args(&process.command)
         .stdin(Stdio::null())
@@ -103,8 +112,8 @@ pub fn start(supervisor: &Path, host: &HostLayout, process: &Process) -> Result<
     detach(&mut command);
     let start_error = |source| SupervisorError::Start { name: process.name.clone(), source };
     let child = command.spawn().map_err(start_error)?;
-    fs::write(&pid_file, child.id().to_string())
-        .map_err(|source| SupervisorError::Prepare { path: pid_file, source })?;
+    fs::write(&supervisor_file, child.id().to_string())
+        .map_err(|source| SupervisorError::Prepare { path: supervisor_file, source })?;
     Ok(true)
 }
 
@@ -118,7 +127,7 @@ fn detach(command: &mut Command) {
 /// Stops `name` and waits until it is gone. Not running is no error.
 pub fn stop(host: &HostLayout, name: &str) -> Result<(), SupervisorError> {
     let Some(pid) = running(host, name) else {
-        let _ = fs::remove_file(pid_file(host, name));
+        remove_files(host, name);
         return Ok(());
     };
     match signal::kill(pid, Signal::SIGTERM) {
@@ -134,19 +143,26 @@ pub fn stop(host: &HostLayout, name: &str) -> Result<(), SupervisorError> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let _ = fs::remove_file(pid_file(host, name));
+    remove_files(host, name);
     Ok(())
 }
 
-/// The names of all processes that have a pid file on this host.
+/// What is not there need not be removed, and what cannot be is not trusted anyway.
+fn remove_files(host: &HostLayout, name: &str) {
+    let file = supervisor_file(host, name);
+    let _ = fs::remove_file(pid_file(&file));
+    let _ = fs::remove_file(file);
+}
+
+/// The names of all processes that have a supervisor's file on this host.
 pub fn known(host: &HostLayout) -> Vec<String> {
     let Ok(entries) = fs::read_dir(host.run()) else { return Vec::new() };
     let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
-    names.filter_map(|n| n.strip_suffix(".pid").map(str::to_owned)).collect()
+    names.filter_map(|n| n.strip_suffix(SUPERVISOR)?.strip_suffix('.').map(str::to_owned)).collect()
 }
 
-/// The body of the `supervise` subcommand: runs `command` until told to stop.
-pub async fn supervise(command: &[String]) -> io::Result<()> {
+/// The body of the `supervise` subcommand: runs `command` until told to stop. `file`: where this supervisor's pid is.
+pub async fn supervise(file: &Path, command: &[String]) -> io::Result<()> {
     let Some((program, arguments)) = command.split_first() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no command to supervise"));
     };
@@ -155,7 +171,15 @@ pub async fn supervise(command: &[String]) -> io::Result<()> {
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
-        let mut child = tokio::process::Command::new(program).args(arguments).stdin(Stdio::null()).spawn()?;
+        let mut daemon = tokio::process::Command::new(program);
+        daemon.args(arguments).stdin(Stdio::null());
+        end_with_this_process(&mut daemon);
+        let mut child = daemon.spawn()?;
+        if let Some(pid) = child.id()
+            && let Err(error) = fs::write(pid_file(file), pid.to_string())
+        {
+            eprintln!("supervisor: cannot write the pid of {program}: {error}");
+        }
         let status = tokio::select! {
             status = child.wait() => status?,
             _ = terminate.recv() => return end(&mut child).await,
@@ -172,6 +196,20 @@ pub async fn supervise(command: &[String]) -> io::Result<()> {
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Has the kernel kill the daemon when its supervisor is killed: another would be started beside it, and `down` would
+/// not know of it. (It is the end of the thread that counts: `supervise` runs on the main thread alone.)
+#[allow(unsafe_code, reason = "Command::pre_exec is the only way to call prctl in the child")]
+fn end_with_this_process(command: &mut tokio::process::Command) {
+    let supervisor = nix::unistd::getpid();
+    let bind = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // It may have ended before.
+        if nix::unistd::getppid() == supervisor { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    };
+    // SAFETY: prctl and getppid are async-signal-safe and touch no memory of the parent.
+    unsafe { command.pre_exec(bind) };
 }
 
 /// Asks the child to end, and kills it if it does not.

@@ -5,7 +5,11 @@ use std::mem;
 use std::ops::Range;
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot};
+use protobuf::Message as _;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
+    MessageType, Snapshot,
+};
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 use crate::log::Log;
@@ -71,6 +75,39 @@ pub struct Status {
     pub term: u64,
     pub commit: u64,
     pub last_index: u64,
+}
+
+/// One step of a change of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Adds a voter, or makes one of a learner.
+    AddVoter(u64),
+    AddLearner(u64),
+    Remove(u64),
+}
+
+impl From<Change> for ConfChangeSingle {
+    fn from(change: Change) -> Self {
+        let (kind, id) = match change {
+            Change::AddVoter(id) => (ConfChangeType::AddNode, id),
+            Change::AddLearner(id) => (ConfChangeType::AddLearnerNode, id),
+            Change::Remove(id) => (ConfChangeType::RemoveNode, id),
+        };
+        let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
+        single.set_change_type(kind);
+        single
+    }
+}
+
+/// How far the leader knows another member, or itself, to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub id: u64,
+    pub voter: bool,
+    /// The last index that it is known to hold durably.
+    pub matched: u64,
+    /// It answered lately.
+    pub active: bool,
 }
 
 /// Why a proposal did not enter the log.
@@ -194,6 +231,8 @@ impl<R> Group<R> {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.is_joining() => {
                 return Ok(());
             }
+            // The leader alone proposes changes of the configuration.
+            MessageType::MsgPropose if message.entries.iter().any(is_configuration) => return Ok(()),
             MessageType::MsgHeartbeat => self.admit_loss(&mut message),
             MessageType::MsgAppendResponse => {
                 self.learn_loss(&message);
@@ -269,6 +308,62 @@ impl<R> Group<R> {
             Err(_) if self.node.raft.leader_id == raft::INVALID_ID => Err(Dropped::NoLeader),
             Err(_) => Err(Dropped::TooMany),
         }
+    }
+
+    /// Whether a change of the configuration may be proposed: by a leader that knows all that was committed before it,
+    /// while no other change is under way.
+    pub fn may_change_configuration(&self) -> bool {
+        let raft = &self.node.raft;
+        raft.state == StateRole::Leader
+            && raft.commit_to_current_term()
+            && !raft.has_pending_conf()
+            && raft.lead_transferee.is_none()
+            && !self.is_joint()
+    }
+
+    fn is_joint(&self) -> bool {
+        !self.conf_state().voters_outgoing.is_empty()
+    }
+
+    /// Puts a change of the configuration into the log; `context` comes back with it. More than one step goes through a
+    /// joint configuration, which is left by itself.
+    ///
+    /// # Errors
+    /// It did not enter the log: see [`Self::may_change_configuration`].
+    pub fn propose_configuration(&mut self, changes: &[Change], context: Bytes) -> Result<(), Dropped> {
+        if !self.may_change_configuration() {
+            return Err(Dropped::TooMany);
+        }
+        let mut change = ConfChangeV2 { context, ..ConfChangeV2::default() };
+        change.set_changes(changes.iter().copied().map(ConfChangeSingle::from).collect::<Vec<_>>().into());
+        let result = self.node.propose_conf_change(Vec::new(), change);
+        self.settle();
+        result.map_err(|_| Dropped::TooMany)
+    }
+
+    /// Makes a committed change of the configuration take effect, or, if it was refused, must not be called. On an error
+    /// nothing has changed, on this as on every other member.
+    ///
+    /// # Errors
+    /// A change that the configuration does not allow.
+    pub fn apply_configuration(&mut self, change: &ConfChangeV2) -> raft::Result<ConfState> {
+        let conf_state = self.node.apply_conf_change(change)?;
+        self.node.mut_store().conf_state = conf_state.clone();
+        let raft = &mut self.node.raft;
+        let votes = conf_state.voters.contains(&raft.id) || conf_state.voters_outgoing.contains(&raft.id);
+        if raft.state == StateRole::Leader && !votes {
+            // Without a place in its own configuration raft-rs cannot lead. The others are told what is committed, and one
+            // of them need not wait for its timeout.
+            raft.bcast_append();
+            let best = raft.prs().iter().filter(|(id, _)| conf_state.voters.contains(id));
+            if let Some(to) = best.max_by_key(|(_, progress)| progress.matched).map(|(id, _)| *id) {
+                raft.send_timeout_now(to);
+            }
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+        }
+        self.settle();
+        Ok(conf_state)
     }
 
     /// Asks for a linearizable read; it comes back in an output, or from [`Self::tick`] after `ticks`.
@@ -421,9 +516,30 @@ impl<R> Group<R> {
         &self.node.store().conf_state
     }
 
-    /// Voters that answered lately, with the log index each is known to hold; the leader alone knows.
-    pub fn progress(&self) -> Vec<(u64, u64, bool)> {
+    /// What a leader knows of all members; what others know of each other is old.
+    pub fn progress(&self) -> Vec<Progress> {
         let raft = &self.node.raft;
-        raft.prs().iter().map(|(id, progress)| (*id, progress.matched, progress.recent_active)).collect()
+        let voters = &self.conf_state().voters;
+        raft.prs()
+            .iter()
+            .map(|(id, progress)| Progress {
+                id: *id,
+                voter: voters.contains(id),
+                matched: progress.matched,
+                active: progress.recent_active || *id == raft.id,
+            })
+            .collect()
+    }
+}
+
+fn is_configuration(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
+}
+
+/// The change of the configuration that an entry holds; none if it is no such entry.
+pub fn configuration_change(entry: &Entry) -> Option<ConfChangeV2> {
+    match entry.get_entry_type() {
+        EntryType::EntryConfChangeV2 => ConfChangeV2::parse_from_bytes(&entry.data).ok(),
+        EntryType::EntryNormal | EntryType::EntryConfChange => None,
     }
 }

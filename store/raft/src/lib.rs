@@ -16,9 +16,11 @@ mod logger;
 mod reads;
 mod timeout;
 
-pub use group::{Config, Dropped, Group, Initial, Output, Role, Status, Write};
+pub use group::{
+    Change, Config, Dropped, Group, Initial, Output, Progress, Role, Status, Write, configuration_change,
+};
 pub use log::Log;
 pub use raft::eraftpb::{
-    ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
+    ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
-pub use raft::{Error, SnapshotStatus};
+pub use raft::{Error, Result, SnapshotStatus};

@@ -5,13 +5,17 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use keelson_raft::{ConfState, Config, Group, Initial, Message, MessageType, Role};
+use keelson_raft::{
+    Change, ConfState, Config, EntryType, Group, Initial, Message, MessageType, Role, configuration_change,
+};
 
 struct Member {
     group: Group<&'static str>,
     applied: Vec<Bytes>,
     index: u64,
     served: Vec<(u64, &'static str)>,
+    /// All entries, for a member that starts again.
+    kept: Vec<keelson_raft::Entry>,
 }
 
 impl Member {
@@ -20,9 +24,18 @@ impl Member {
         let mut messages = Vec::new();
         while let Some(output) = self.group.output() {
             messages.extend(output.messages);
+            if let Some(snapshot) = output.write.as_ref().and_then(|write| write.snapshot.as_ref()) {
+                // These tests have no state but the index.
+                self.index = snapshot.get_metadata().index;
+            }
             for entry in output.committed {
                 self.index = entry.index;
-                if !entry.data.is_empty() {
+                self.kept.push(entry.clone());
+                if entry.get_entry_type() != EntryType::EntryNormal {
+                    let change = configuration_change(&entry).unwrap();
+                    let conf_state = self.group.apply_configuration(&change).unwrap();
+                    assert_eq!(&conf_state, self.group.conf_state());
+                } else if !entry.data.is_empty() {
                     self.applied.push(entry.data);
                 }
             }
@@ -46,6 +59,14 @@ struct Cluster {
 
 /// A member without a log.
 fn member(id: u64, count: u64, seed: u64, joining: bool) -> Member {
+    let initial = Initial {
+        conf_state: ConfState { voters: (1..=count).collect(), ..ConfState::default() },
+        ..Initial::default()
+    };
+    started(id, initial, seed, joining)
+}
+
+fn started(id: u64, initial: Initial, seed: u64, joining: bool) -> Member {
     let config = Config {
         id,
         heartbeat_ticks: 2,
@@ -55,9 +76,9 @@ fn member(id: u64, count: u64, seed: u64, joining: bool) -> Member {
         max_uncommitted: 1 << 20,
         joining,
     };
-    let conf_state = ConfState { voters: (1..=count).collect(), ..ConfState::default() };
-    let group = Group::new(&config, Initial { conf_state, ..Initial::default() }).unwrap();
-    Member { group, applied: vec![], index: 0, served: vec![] }
+    let index = initial.applied;
+    let group = Group::new(&config, initial).unwrap();
+    Member { group, applied: vec![], index, served: vec![], kept: vec![] }
 }
 
 impl Cluster {
@@ -77,8 +98,10 @@ impl Cluster {
                 return;
             }
             for message in messages {
-                if !self.cut.contains(&message.to) && !self.cut.contains(&message.from) {
-                    self.members.get_mut(&message.to).unwrap().group.step(message).unwrap();
+                let cut = self.cut.contains(&message.to) || self.cut.contains(&message.from);
+                if let Some(member) = self.members.get_mut(&message.to).filter(|_| !cut) {
+                    // Of one that was removed: it changes nothing.
+                    let _ = member.group.step(message);
                 }
             }
         }
@@ -258,4 +281,195 @@ fn a_rejection_behind_a_commit_is_answered_at_its_place() {
         cluster.tick();
     }
     assert!(cluster.members.values().all(|member| member.applied == ["x", "y"]));
+}
+
+/// A group whose log begins behind its first state, as the store's does: who joins gets a snapshot.
+fn begun(count: u64, seed: u64) -> Cluster {
+    let members = (1..=count).map(|id| {
+        let mut initial = Initial {
+            conf_state: ConfState { voters: (1..=count).collect(), ..ConfState::default() },
+            before: (1, 1),
+            applied: 1,
+            ..Initial::default()
+        };
+        (initial.hard_state.term, initial.hard_state.commit) = (1, 1);
+        (id, started(id, initial, seed, false))
+    });
+    Cluster { members: members.collect(), cut: vec![] }
+}
+
+impl Cluster {
+    fn change(&mut self, changes: &[Change]) {
+        let leader = self.leader();
+        for _ in 0..100 {
+            if self.group(leader).may_change_configuration() {
+                self.group(leader).propose_configuration(changes, "context".into()).unwrap();
+                return self.settle();
+            }
+            self.tick();
+        }
+        panic!("no change is possible");
+    }
+
+    fn ticks(&mut self, count: usize) {
+        for _ in 0..count {
+            self.tick();
+        }
+    }
+
+    /// A member with nothing.
+    fn join(&mut self, id: u64) {
+        self.members.insert(id, started(id, Initial::default(), 5, false));
+    }
+
+    fn voters(&self, of: u64) -> (Vec<u64>, Vec<u64>) {
+        let conf_state = self.members[&of].group.conf_state();
+        assert!(conf_state.voters_outgoing.is_empty());
+        let (mut voters, mut learners) = (conf_state.voters.clone(), conf_state.learners.clone());
+        voters.sort_unstable();
+        learners.sort_unstable();
+        (voters, learners)
+    }
+}
+
+#[test]
+fn a_learner_joins_with_nothing_and_becomes_a_voter() {
+    let mut cluster = begun(1, 5);
+    cluster.group(1).campaign();
+    cluster.settle();
+    cluster.change(&[Change::AddLearner(2)]);
+    let progress = cluster.group(1).progress();
+    assert!(progress.iter().any(|other| other.id == 2 && !other.voter && other.matched == 0), "{progress:?}");
+    cluster.group(1).propose("without it".into()).unwrap();
+    cluster.settle();
+    assert_eq!(cluster.members[&1].applied, ["without it"]);
+    cluster.join(2);
+    cluster.ticks(30);
+    let index = cluster.group(1).status().commit;
+    assert_eq!(cluster.members[&2].index, index);
+    assert_eq!(cluster.voters(2), (vec![1], vec![2]));
+    // However long it hears nothing, it does not stand.
+    let term = cluster.group(1).status().term;
+    cluster.cut = vec![1];
+    cluster.ticks(200);
+    cluster.cut.clear();
+    cluster.ticks(30);
+    assert_eq!((cluster.leader(), cluster.group(1).status().term), (1, term));
+    cluster.change(&[Change::AddVoter(2)]);
+    cluster.ticks(30);
+    assert_eq!(cluster.voters(2), (vec![1, 2], vec![]));
+    cluster.group(1).transfer_leader(2);
+    cluster.ticks(30);
+    assert_eq!(cluster.leader(), 2);
+}
+
+#[test]
+fn several_changes_go_through_a_joint_configuration_and_leave_it() {
+    let mut cluster = begun(3, 5);
+    cluster.leader();
+    for id in [4, 5] {
+        cluster.join(id);
+    }
+    cluster.change(&[Change::AddVoter(4), Change::AddVoter(5), Change::AddLearner(3), Change::Remove(2)]);
+    cluster.ticks(60);
+    let leader = cluster.leader();
+    for id in [1, 4, 5] {
+        assert_eq!(cluster.voters(id), (vec![1, 4, 5], vec![3]), "{id}");
+    }
+    cluster.group(leader).propose("x".into()).unwrap();
+    cluster.settle();
+    cluster.ticks(5);
+    for id in [1, 3, 4, 5] {
+        assert_eq!(cluster.members[&id].applied, ["x"], "{id}");
+    }
+}
+
+#[test]
+fn a_new_leader_leaves_the_joint_configuration_of_the_one_before() {
+    let conf_state = ConfState {
+        voters: vec![1, 2, 3],
+        voters_outgoing: vec![1, 2],
+        auto_leave: true,
+        ..ConfState::default()
+    };
+    let members = (1..=3).map(|id| {
+        let mut initial =
+            Initial { conf_state: conf_state.clone(), before: (7, 2), applied: 7, ..Initial::default() };
+        (initial.hard_state.term, initial.hard_state.commit) = (2, 7);
+        (id, started(id, initial, 5, false))
+    });
+    let mut cluster = Cluster { members: members.collect(), cut: vec![] };
+    cluster.leader();
+    cluster.ticks(20);
+    for id in 1..=3 {
+        assert_eq!(cluster.voters(id), (vec![1, 2, 3], vec![]));
+    }
+}
+
+#[test]
+fn a_leader_that_removes_itself_steps_down_and_another_takes_over_at_once() {
+    for count in 2..=5 {
+        let mut cluster = begun(count, 5);
+        let old = cluster.leader();
+        cluster.change(&[Change::Remove(old)]);
+        assert_ne!(cluster.group(old).status().role, Role::Leader);
+        cluster.ticks(2);
+        let new = cluster.leader();
+        assert_ne!(old, new);
+        cluster.group(new).propose("x".into()).unwrap();
+        cluster.settle();
+        assert!(!cluster.voters(new).0.contains(&old));
+        // It disturbs nobody.
+        let term = cluster.group(new).status().term;
+        cluster.ticks(200);
+        assert_eq!((cluster.leader(), cluster.group(new).status().term), (new, term), "{count}");
+    }
+}
+
+#[test]
+fn one_change_is_under_way_at_a_time_and_only_the_leader_proposes() {
+    let mut cluster = begun(3, 5);
+    let leader = cluster.leader();
+    let follower = leader % 3 + 1;
+    assert!(cluster.group(follower).propose_configuration(&[Change::Remove(1)], "".into()).is_err());
+    cluster.cut = vec![follower, follower % 3 + 1];
+    while !cluster.group(leader).may_change_configuration() {
+        cluster.tick();
+    }
+    cluster.group(leader).propose_configuration(&[Change::AddVoter(4)], "".into()).unwrap();
+    cluster.settle();
+    assert!(cluster.group(leader).propose_configuration(&[Change::AddVoter(5)], "".into()).is_err());
+    assert_eq!(cluster.voters(leader), (vec![1, 2, 3], vec![]), "it is not committed");
+    // The others go on without it, and it takes theirs.
+    cluster.cut = vec![leader];
+    let new = cluster.leader();
+    cluster.change(&[Change::AddLearner(6)]);
+    cluster.cut.clear();
+    cluster.ticks(60);
+    for id in 1..=3 {
+        assert_eq!(cluster.voters(id), (vec![1, 2, 3], vec![6]), "{id}, led by {new}");
+    }
+}
+
+/// The configuration comes from the state at the applied index; what is behind it in the log is applied again.
+#[test]
+fn a_member_that_starts_again_applies_the_change_again() {
+    let mut cluster = begun(3, 5);
+    let leader = cluster.leader();
+    cluster.change(&[Change::Remove(leader % 3 + 1)]);
+    cluster.ticks(10);
+    let entries = cluster.members[&leader].kept.clone();
+    let last = entries.last().unwrap().clone();
+    let mut initial = Initial {
+        conf_state: ConfState { voters: vec![1, 2, 3], ..ConfState::default() },
+        before: (1, 1),
+        entries,
+        applied: 1,
+        ..Initial::default()
+    };
+    (initial.hard_state.term, initial.hard_state.commit) = (last.term, last.index);
+    let mut again = Cluster { members: BTreeMap::new(), cut: vec![] };
+    again.members.insert(leader, started(leader, initial, 5, false));
+    again.settle();
+    assert_eq!(again.voters(leader), cluster.voters(leader));
 }

@@ -3,6 +3,7 @@
 use tonic::Status;
 
 use crate::apply::Rejected;
+use crate::membership::Refusal;
 use crate::mvcc::{BackendError, MvccError};
 use crate::node::{Chain, Refused};
 
@@ -40,9 +41,16 @@ pub mod status {
         timeout: Unavailable, "request timed out";
         corrupt: DataLoss, "corrupt cluster";
         bad_transferee: FailedPrecondition, "bad leader transferee";
-        no_membership_changes: Unimplemented, "membership cannot be changed by this version of kube-store";
+        member_exists: FailedPrecondition, "member ID already exist";
+        peer_url_exists: FailedPrecondition, "Peer URLs already exists";
+        not_enough_started: FailedPrecondition, "re-configuration failed due to not enough started members";
+        bad_member_urls: InvalidArgument, "given member URLs are invalid";
+        member_not_learner: FailedPrecondition, "can only promote a learner member";
+        learner_not_ready: FailedPrecondition, "can only promote a learner member which is in sync with leader";
+        too_many_learners: FailedPrecondition, "too many learner members in cluster";
+        unhealthy: Unavailable, "unhealthy cluster";
+        not_for_learner: FailedPrecondition, "rpc not supported for learner";
         no_downgrade: Unimplemented, "downgrade is not supported by kube-store";
-        no_manual_alarm: Unimplemented, "alarms cannot be raised by hand in kube-store";
     }
 }
 
@@ -66,9 +74,25 @@ pub fn mvcc(error: &MvccError) -> Status {
 pub fn rejected(rejected: &Rejected) -> Status {
     match rejected {
         Rejected::Mvcc(error) => mvcc(error),
+        Rejected::Corrupt => status::corrupt(),
         Rejected::LeaseExists => status::lease_exists(),
         Rejected::LeaseTtlTooLarge => status::lease_ttl_too_large(),
+        Rejected::Membership(refusal) => membership(*refusal),
         Rejected::Unknown => Status::unimplemented("etcdserver: unknown operation"),
+    }
+}
+
+pub fn membership(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::IdExists => status::member_exists(),
+        Refusal::NotFound => status::member_not_found(),
+        Refusal::PeerUrlExists => status::peer_url_exists(),
+        Refusal::NotLearner => status::member_not_learner(),
+        Refusal::TooManyLearners => status::too_many_learners(),
+        Refusal::NotEnoughStarted => status::not_enough_started(),
+        Refusal::Unhealthy => status::unhealthy(),
+        Refusal::LearnerNotReady => status::learner_not_ready(),
+        Refusal::Impossible => Status::internal("etcdserver: consensus refuses the change of membership"),
     }
 }
 

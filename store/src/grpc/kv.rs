@@ -26,8 +26,12 @@ impl Kv for Server {
         check::range(&request)?;
         self.metrics.range.inc();
         if !request.serializable {
+            if self.shared.is_learner() {
+                return Err(status::not_for_learner());
+            }
             self.read_barrier().await?;
         }
+        self.check_intact()?;
         let read = || self.state.store.range(&request);
         let found = if request.range_end.is_empty() { read() } else { long(read) };
         let (mut response, revision) = found.map_err(|error| self.read_failed(error))?;
@@ -76,6 +80,7 @@ impl Kv for Server {
             if !mvcc::is_serializable(&request) {
                 self.read_barrier().await?;
             }
+            self.check_intact()?;
             let read = || {
                 let view = self.state.store.view();
                 Ok((view.revision(), view.txn(&request)?))

@@ -9,12 +9,15 @@ use keelson_proto::etcd::etcdserverpb::{
     DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
 };
+use keelson_proto::etcd::storepb::command::Operation;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{ETCD_VERSION, Server, long, status};
+use crate::apply::Response as Applied;
+use crate::mvcc::Hash;
 use crate::node::Event;
 
 const SECTOR: usize = 512;
@@ -22,35 +25,45 @@ const SECTOR: usize = 512;
 const TRANSFER: Duration = Duration::from_secs(5);
 
 impl Server {
-    fn alarms(&self) -> Vec<AlarmMember> {
-        if self.shared.no_space() {
-            vec![AlarmMember { member_id: self.member, alarm: AlarmType::Nospace as i32 }]
-        } else {
-            Vec::new()
+    /// The cluster's alarms, and this member's own before the others know of it.
+    pub fn alarms(&self, kind: AlarmType) -> Vec<AlarmMember> {
+        let mut alarms = self.state.alarms.read().list(kind);
+        let own = AlarmMember { member_id: self.member, alarm: AlarmType::Nospace as i32 };
+        let asked = matches!(kind, AlarmType::None | AlarmType::Nospace);
+        if asked && self.shared.no_space() && !alarms.contains(&own) {
+            alarms.push(own);
         }
+        alarms
     }
 
-    fn hash_at(&self, revision: i64) -> Result<(u32, i64), Status> {
-        let (hash, compacted, _) =
-            long(|| self.state.store.hash(revision)).map_err(|error| self.read_failed(error))?;
-        Ok((hash, compacted))
+    /// The checksum at a revision (0: the newest), with the newest revision.
+    pub fn hash_at(&self, revision: i64) -> Result<(Hash, i64), Status> {
+        long(|| self.state.store.hash(revision)).map_err(|error| self.read_failed(error))
     }
 }
 
 #[tonic::async_trait]
 impl Maintenance for Server {
-    /// Alarms come and go by themselves: writes are accepted again as soon as there is space, so to disarm one is only
-    /// to look again.
+    /// A member above its quota raises its alarm and disarms it by itself. Disarmed by hand before there is room, it is
+    /// raised again.
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
-        if request.into_inner().action() == AlarmAction::Activate {
-            return Err(status::no_manual_alarm());
-        }
-        Ok(Response::new(AlarmResponse { header: self.current_header(), alarms: self.alarms() }))
+        let request = request.into_inner();
+        let mut response = if request.action() == AlarmAction::Get {
+            self.read_barrier().await?;
+            AlarmResponse { header: None, alarms: self.alarms(request.alarm()) }
+        } else {
+            match self.propose(Operation::Alarm(request)).await?.1 {
+                Applied::Alarm(response) => response,
+                _ => return Err(Self::mismatch()),
+            }
+        };
+        response.header = self.current_header();
+        Ok(Response::new(response))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let mut errors: Vec<String> = self
-            .alarms()
+            .alarms(AlarmType::None)
             .iter()
             .map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name()))
             .collect();
@@ -68,26 +81,32 @@ impl Maintenance for Server {
             raft_applied_index: self.state.applied(),
             errors,
             db_size_in_use: self.state.store.in_use().cast_signed(),
-            is_learner: false,
+            is_learner: self.shared.is_learner(),
         }))
     }
 
-    /// Nothing to do by hand: space that compaction frees is used again.
+    /// Has a smaller tree built beside this one, if it takes more than it has to; nobody has to wait for that.
     async fn defragment(
         &self,
         _: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        self.send(Event::Defragment)?;
         Ok(Response::new(DefragmentResponse { header: self.current_header() }))
     }
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let (hash, _) = self.hash_at(0)?;
-        Ok(Response::new(HashResponse { header: self.current_header(), hash }))
+        let (Hash { hash, .. }, newest) = self.hash_at(0)?;
+        Ok(Response::new(HashResponse { header: self.header(newest), hash }))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
-        let (hash, compact_revision) = self.hash_at(request.into_inner().revision)?;
-        Ok(Response::new(HashKvResponse { header: self.current_header(), hash, compact_revision }))
+        let (Hash { hash, revision, compacted }, newest) = self.hash_at(request.into_inner().revision)?;
+        Ok(Response::new(HashKvResponse {
+            header: self.header(newest),
+            hash,
+            compact_revision: compacted,
+            hash_revision: revision,
+        }))
     }
 
     type SnapshotStream = ReceiverStream<Result<SnapshotResponse, Status>>;
@@ -141,7 +160,7 @@ impl Maintenance for Server {
         if !self.shared.is_leader() {
             return Err(status::not_leader());
         }
-        if !self.state.members.read().contains_key(&to) {
+        if self.state.members.read().get(&to).is_none_or(|member| member.is_learner) {
             return Err(status::bad_transferee());
         }
         let mut leader = self.shared.watch_leader();

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use keelson_proto::etcd::etcdserverpb::ResponseHeader;
+use keelson_proto::etcd::etcdserverpb::{AlarmType, ResponseHeader};
 use keelson_proto::etcd::storepb::command::Operation;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,8 @@ pub struct Limits {
     pub watch_progress: Duration,
     /// Bytes that all revisions may take before writes are refused: etcd's quota, but of what is in use.
     pub quota: u64,
+    /// Until a request fails.
+    pub request_timeout: Duration,
 }
 
 pub struct Server {
@@ -196,9 +198,17 @@ impl Server {
         Status::internal("etcdserver: the state machine gave another kind of answer")
     }
 
-    /// Refuses what takes space while there is none.
+    /// Refuses what takes space while this member or another one has none.
     fn check_space(&self) -> Result<(), Status> {
-        if self.shared.no_space() { Err(status::no_space()) } else { Ok(()) }
+        if self.shared.no_space() || self.state.alarms.read().any(AlarmType::Nospace) {
+            return Err(status::no_space());
+        }
+        Ok(())
+    }
+
+    /// Refuses to read what may be wrong. (Writes are refused by the state machine.)
+    fn check_intact(&self) -> Result<(), Status> {
+        if self.state.alarms.read().any(AlarmType::Corrupt) { Err(status::corrupt()) } else { Ok(()) }
     }
 
     fn new_lease_id(&self) -> i64 {

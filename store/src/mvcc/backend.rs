@@ -24,6 +24,8 @@ pub trait Backend: Send + Sync {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), BackendError>;
     fn write(&self, batch: Vec<Change>) -> Result<(), BackendError>;
+    /// Hands what was written to the system.
+    fn flush(&self) -> Result<(), BackendError>;
     /// Bytes on disk.
     fn size(&self) -> u64;
 }
@@ -73,6 +75,11 @@ impl Backend for SledBackend {
         Ok(self.0.apply_batch(batch)?)
     }
 
+    fn flush(&self) -> Result<(), BackendError> {
+        self.0.flush()?;
+        Ok(())
+    }
+
     fn size(&self) -> u64 {
         self.0.size_on_disk().unwrap_or(0)
     }
@@ -106,6 +113,10 @@ impl Backend for MemoryBackend {
                 None => tree.remove(&key),
             };
         }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), BackendError> {
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::backend::Change;
-use super::record::{self, Revision};
+use super::record::Revision;
 use super::{BackendError, Store};
 
 /// Keys for which the index is held at a time.
@@ -32,7 +32,6 @@ impl Store {
     }
 
     fn remove(&self, revisions: &[Revision]) -> Result<(), BackendError> {
-        let backend = self.values.backend();
         let mut batch: Vec<Change> = Vec::new();
         let mut freed = 0;
         for revision in revisions {
@@ -41,29 +40,8 @@ impl Store {
             record.encode(*revision, |key, _| batch.push((key.to_vec(), None)));
         }
         fail::fail_point!("compaction_before_write");
-        backend.write(batch)?;
+        self.values.remove(batch)?;
         self.in_use.fetch_sub(freed, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// A checksum of everything visible at or below `revision` (0: the newest), the same on every member that has it.
-    ///
-    /// # Errors
-    /// The tree's, and a revision that is compacted or in the future.
-    pub fn hash(&self, revision: i64) -> Result<(u32, i64, i64), super::MvccError> {
-        let (at, compacted, revisions) = {
-            let index = self.index.read();
-            let at = super::range::resolve(&index, index.revision, revision)?;
-            let mut revisions: Vec<Revision> = Vec::new();
-            index.surviving(at, |_, revision| revisions.push(revision));
-            (at, index.compacted, revisions)
-        };
-        let mut hasher = crc32fast::Hasher::new();
-        for revision in revisions {
-            let record = self.values.get(revision)?.ok_or(super::MvccError::Compacted)?;
-            hasher.update(&record::chunk_key(revision, 0));
-            hasher.update(&prost::Message::encode_to_vec(&record.kv));
-        }
-        Ok((hasher.finalize(), compacted, at))
     }
 }

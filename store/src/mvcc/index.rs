@@ -290,16 +290,27 @@ impl Index {
         next
     }
 
-    /// Every key with the revisions that are at or below `revision` and survive compaction, in order: what all members
-    /// agree on, however far each has removed things.
-    pub fn surviving(&self, revision: i64, mut visit: impl FnMut(&[u8], Revision)) {
-        for (key, history) in &self.keys {
-            let skip = history.compactable(self.compacted, i64::MAX);
-            let slots = history.slots.as_slice().iter().skip(skip);
-            for slot in slots.take_while(|slot| slot.main <= revision) {
-                visit(key, slot.revision());
+    /// The revisions at or below `revision` that etcd's checksum covers, of at most `budget` keys behind `after`: of
+    /// what is compacted only what is visible at `revision`. That is the same on every member, however far each has
+    /// removed things. Returns where to go on.
+    pub fn hashed_step(
+        &self,
+        revision: i64,
+        after: Option<&[u8]>,
+        budget: usize,
+        found: &mut Vec<Revision>,
+    ) -> Option<Box<[u8]>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        for (count, (key, history)) in self.keys.range::<[u8], _>((from, Bound::Unbounded)).enumerate() {
+            let newest = history.at(revision).filter(|slot| !slot.is_tombstone());
+            let slots = history.slots.as_slice().iter().take_while(|slot| slot.main <= revision);
+            let covered = slots.filter(|slot| slot.main > self.compacted || Some(**slot) == newest);
+            found.extend(covered.map(|slot| slot.revision()));
+            if count + 1 == budget {
+                return Some(key.clone());
             }
         }
+        None
     }
 }
 

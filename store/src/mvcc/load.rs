@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::COMPACTED_KEY;
 use super::backend::{Backend, BackendError};
 use super::index::Index;
 use super::record::Revision;
 use super::values::{APPLIED_KEY, decode_applied, scan_tree};
+use super::{COMPACTED_KEY, UNFINISHED_KEY};
 use crate::lease::Leases;
 
 /// What a tree says.
@@ -17,6 +17,8 @@ pub struct Loaded {
     pub in_use: u64,
     /// Index and term of the last entry in it; index 0 for an empty tree.
     pub applied: (u64, u64),
+    /// It is a copy that was not finished.
+    pub unfinished: bool,
 }
 
 /// Reads the whole tree: this also finds damage before anything is served from it.
@@ -53,5 +55,6 @@ pub fn load(backend: &Arc<dyn Backend>) -> Result<Loaded, BackendError> {
         Some(bytes) => decode_applied(&bytes).ok_or(BackendError::Damaged(0))?,
         None => (0, 0),
     };
-    Ok(Loaded { index, leases, in_use, applied })
+    let unfinished = backend.get(UNFINISHED_KEY)?.is_some();
+    Ok(Loaded { index, leases, in_use, applied, unfinished })
 }

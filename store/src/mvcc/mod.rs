@@ -5,9 +5,11 @@
 
 mod backend;
 mod compaction;
+mod hash;
 mod index;
 mod load;
 mod range;
+mod rebuild;
 mod record;
 mod txn;
 mod values;
@@ -19,9 +21,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use backend::{Backend, BackendError, Change, MemoryBackend, SledBackend};
+pub use hash::Hash;
 pub use index::{Index, KeyRange, RangeEnd};
 pub use load::{Loaded, load};
 pub use range::View;
+pub use rebuild::{Rebuild, Step};
 pub use record::{Record, Revision};
 pub use txn::{Compares, is_read_only, is_serializable};
 pub use values::{APPLIED_KEY, Values, encode_applied, scan_tree};
@@ -29,6 +33,9 @@ pub use write::{KeyChange, WriteTxn};
 
 /// Where the compacted revision lies in the tree.
 pub const COMPACTED_KEY: &[u8] = b"m/compacted";
+
+/// What a tree has while another one is being copied to it.
+pub const UNFINISHED_KEY: &[u8] = b"m/unfinished";
 
 /// What a read or write of the multi-version store refuses.
 #[derive(Debug, thiserror::Error)]

@@ -51,6 +51,10 @@ struct Queue {
     drained: u64,
     /// A group is being written.
     busy: bool,
+    /// Nothing may be written.
+    held: bool,
+    /// Another tree that gets everything too, but the applied index: see [`super::Rebuild`].
+    mirror: Option<Arc<dyn Backend>>,
     closed: bool,
     failed: Option<String>,
 }
@@ -226,6 +230,7 @@ impl Values {
         let mut queue = self.queue.lock();
         queue.sealed.clear();
         queue.sealed_bytes = 0;
+        queue.mirror = None;
         while queue.busy {
             self.done.wait(&mut queue);
         }
@@ -240,6 +245,72 @@ impl Values {
         self.done.notify_all();
     }
 
+    /// Has nothing written to the tree until [`Self::release`]; what is applied meanwhile waits in the overlay. Not for
+    /// long. None: the tree is closed. Otherwise the tree, which stands still.
+    pub(super) fn hold(&self) -> Option<Arc<dyn Backend>> {
+        let mut queue = self.queue.lock();
+        queue.held = true;
+        while queue.busy {
+            self.done.wait(&mut queue);
+        }
+        let open = !queue.closed && queue.failed.is_none();
+        drop(queue);
+        if !open {
+            self.release();
+        }
+        open.then(|| self.backend())
+    }
+
+    pub(super) fn release(&self) {
+        self.queue.lock().held = false;
+        self.work.notify_all();
+    }
+
+    /// From now on another tree gets everything too. False: `source` is no longer the tree in use.
+    pub(super) fn begin_mirror(&self, source: &Arc<dyn Backend>, mirror: &Arc<dyn Backend>) -> bool {
+        let mut queue = self.queue.lock();
+        let in_use = Arc::ptr_eq(&self.backend.read(), source);
+        if in_use {
+            queue.mirror = Some(mirror.clone());
+        }
+        in_use
+    }
+
+    /// That tree gets nothing any more.
+    pub(super) fn end_mirror(&self, tree: &Arc<dyn Backend>) {
+        self.queue.lock().mirror.take_if(|mirror| Arc::ptr_eq(mirror, tree));
+    }
+
+    /// False: it failed, another state was put in place, or the tree is closed.
+    pub(super) fn is_mirror(&self, tree: &Arc<dyn Backend>) -> bool {
+        let queue = self.queue.lock();
+        !queue.closed && queue.mirror.as_ref().is_some_and(|mirror| Arc::ptr_eq(mirror, tree))
+    }
+
+    /// Puts the mirror in place of the tree, which is held. None: it is no longer the mirror. Otherwise the tree before.
+    pub(super) fn switch(&self, tree: &Arc<dyn Backend>) -> Option<Arc<dyn Backend>> {
+        let mut queue = self.queue.lock();
+        let mirror = queue.mirror.take_if(|mirror| Arc::ptr_eq(mirror, tree))?;
+        Some(mem::replace(&mut *self.backend.write(), mirror))
+    }
+
+    /// Removes keys from the tree, and from its mirror.
+    pub(super) fn remove(&self, keys: Vec<Change>) -> Result<(), BackendError> {
+        let mirror = self.queue.lock().mirror.clone();
+        if let Some(mirror) = mirror {
+            self.write_mirror(&mirror, keys.clone());
+        }
+        self.backend().write(keys)
+    }
+
+    /// A copy that cannot be written is given up; the tree itself is as it was.
+    fn write_mirror(&self, mirror: &Arc<dyn Backend>, batch: Vec<Change>) {
+        if let Err(error) = mirror.write(batch) {
+            tracing::warn!(%error, "cannot write the tree that is being built beside");
+            self.end_mirror(mirror);
+        }
+    }
+
     fn drain(
         &self,
         space: &dyn Fn() -> bool,
@@ -251,13 +322,15 @@ impl Values {
             let mut queue = self.queue.lock();
             loop {
                 let idle = queue.sealed.is_empty();
-                if !idle && space() {
+                if !idle && !queue.held && space() {
                     break;
                 }
                 if queue.closed {
-                    return Ok(());
+                    drop(queue);
+                    // The next start then has less of the log to apply again.
+                    return if space() { self.backend().flush() } else { Ok(()) };
                 }
-                if idle {
+                if idle || queue.held {
                     self.work.wait(&mut queue);
                     continue;
                 }
@@ -273,6 +346,9 @@ impl Values {
             }
             if queue.sealed_bytes < EAGER && queue.waiting == 0 && !queue.closed {
                 self.work.wait_for(&mut queue, LINGER);
+                if queue.held {
+                    continue;
+                }
             }
             let (full, begun) = (self.is_full(), Instant::now());
             self.write_batch(queue)?;
@@ -284,13 +360,13 @@ impl Values {
     }
 
     /// Writes one batch of what is sealed to the tree: what the drain thread does, for a simulation in its place. False:
-    /// there is nothing.
+    /// there is nothing, or nothing may be written.
     ///
     /// # Errors
     /// The tree's; no more may be written then.
     pub fn drain_step(&self) -> Result<bool, BackendError> {
         let queue = self.queue.lock();
-        if queue.sealed.is_empty() {
+        if queue.sealed.is_empty() || queue.held {
             return Ok(false);
         }
         self.write_batch(queue).map(|()| true)
@@ -306,8 +382,9 @@ impl Values {
         }
         queue.sealed_bytes -= bytes;
         queue.busy = true;
+        let mirror = queue.mirror.clone();
         drop(queue);
-        let result = self.write(&mut groups);
+        let result = self.write(&mut groups, mirror.as_ref());
         let mut queue = self.queue.lock();
         queue.busy = false;
         if let Some(last) = groups.last().filter(|_| result.is_ok()) {
@@ -318,13 +395,16 @@ impl Values {
         result
     }
 
-    fn write(&self, groups: &mut [Group]) -> Result<(), BackendError> {
+    fn write(&self, groups: &mut [Group], mirror: Option<&Arc<dyn Backend>>) -> Result<(), BackendError> {
         let mut batch = Vec::new();
         for group in groups.iter_mut() {
             for (revision, record) in &group.records {
                 record.encode(*revision, |key, value| batch.push((key.to_vec(), Some(value))));
             }
             batch.append(&mut group.metadata);
+        }
+        if let Some(mirror) = mirror {
+            self.write_mirror(mirror, batch.clone());
         }
         if let Some(last) = groups.last() {
             batch.push((APPLIED_KEY.to_vec(), Some(encode_applied(last.index, last.term))));

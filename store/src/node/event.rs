@@ -1,11 +1,13 @@
 //! Everything that can happen to a node, and what it asks of the network.
 
+use keelson_proto::etcd::storepb::MembershipChange;
 use keelson_proto::etcd::storepb::command::Operation;
 use keelson_raft::Message;
 use tokio::sync::oneshot;
 
 use super::pending::Reply;
 use crate::apply::Fatal;
+use crate::membership::Members;
 use crate::mvcc::BackendError;
 use crate::snapshot::{self, Outgoing};
 use crate::wal;
@@ -32,6 +34,8 @@ pub enum Stopped {
     Apply(#[source] Fatal),
     #[error("cannot install the snapshot that the leader sent")]
     Install(#[source] snapshot::SnapshotError),
+    #[error("the member has been permanently removed from the cluster")]
+    Removed,
 }
 
 /// Seconds.
@@ -57,7 +61,17 @@ pub enum Event {
         lease: i64,
         reply: oneshot::Sender<Result<LeaseAnswer, Refused>>,
     },
-    Messages(Vec<Message>),
+    Messages {
+        from: u64,
+        messages: Vec<Message>,
+    },
+    /// A change of the membership, for the leader to check and to propose.
+    Membership {
+        change: MembershipChange,
+        reply: Reply,
+    },
+    /// Another member says that this one was removed.
+    Removed,
     /// A snapshot that is durable here, with the message that announced it.
     SnapshotReceived {
         message: Box<Message>,
@@ -78,6 +92,8 @@ pub enum Event {
     Snapshot {
         send: snapshot::Send,
     },
+    /// Gives disk back, as far as the tree can.
+    Defragment,
     Stop,
 }
 
@@ -110,5 +126,7 @@ pub type SnapshotSender = Box<dyn FnOnce(Message, Outgoing) + Send>;
 pub trait Network: Send {
     /// Never waits: what cannot be queued is dropped, and consensus sends again.
     fn send(&self, to: u64, messages: Vec<Message>);
+    /// The members have changed.
+    fn follow(&self, members: &Members);
     fn snapshot_sender(&self) -> SnapshotSender;
 }

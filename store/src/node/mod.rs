@@ -9,6 +9,7 @@
 
 mod event;
 mod leases;
+mod membership;
 mod pending;
 mod shared;
 
@@ -27,15 +28,16 @@ use prost::Message as _;
 
 pub use event::{Event, LeaseAnswer, Network, Reader, Refused, SnapshotSender, Stopped};
 pub use pending::Answer;
-pub use shared::Shared;
+pub use shared::{InstallGate, Shared};
 
-use crate::apply::{Effect, State};
+use crate::apply::{Applied, Effect, State};
 use crate::env::Clock;
 use crate::lease::Deadlines;
 use crate::metrics::Metrics;
 use crate::snapshot::{self, Job, Keeper, Outgoing, SnapshotError, Snapshots};
 use crate::wal::{self, WalHandle};
 use leases::{keep_alive, time_to_live};
+use membership::Membership;
 use pending::{Pending, Proposal};
 
 /// Entries kept in memory for followers that are a little behind.
@@ -92,6 +94,11 @@ pub struct Parts {
     pub tick: Duration,
     /// Ticks after which a request fails.
     pub request_ticks: u64,
+    /// The least election timeout.
+    pub election_ticks: u64,
+    /// Whether changes of the membership that would cost the quorum are refused.
+    pub strict_reconfig_check: bool,
+    pub max_learners: u32,
     /// Where threads and tasks answer to.
     pub events: std::sync::mpsc::Sender<Event>,
 }
@@ -126,6 +133,9 @@ pub struct Node {
     failed_snapshots: Vec<(u64, u64)>,
     snapshot_under_way: bool,
     snapshot_at_written: u64,
+    membership: Membership,
+    /// A snapshot was received in this turn.
+    received: bool,
 }
 
 /// Runs a node until it is stopped or cannot go on.
@@ -154,7 +164,7 @@ pub fn run(mut node: Node, events: &Receiver<Event>) -> Result<(), Stopped> {
         }
         now = node.parts.clock.now();
         if now >= next_tick {
-            node.tick();
+            node.tick()?;
             // A pause is one tick, not many: other members may have spoken meanwhile, and are read first.
             next_tick = (next_tick + node.parts.tick).max(now);
         }
@@ -168,7 +178,7 @@ impl Node {
         if parts.group.conf_state().voters == [parts.member] {
             parts.group.campaign();
         }
-        Self {
+        let mut node = Self {
             parts,
             now: 0,
             pending: Pending::default(),
@@ -183,7 +193,12 @@ impl Node {
             failed_snapshots: Vec::new(),
             snapshot_under_way: false,
             snapshot_at_written: 0,
-        }
+            membership: Membership::default(),
+            received: false,
+        };
+        let applied = node.parts.state.applied();
+        node.follow_membership(applied);
+        node
     }
 
     /// Takes one event; true: it was the request to stop.
@@ -204,14 +219,18 @@ impl Node {
             Event::TimeToLive { lease, reply } => {
                 self.parts.group.read(Reader::TimeToLive { lease, reply }, ticks);
             }
-            Event::Messages(messages) => {
+            Event::Messages { from, messages } => {
+                self.membership.hear(from, self.now);
                 for message in messages {
                     if let Err(error) = self.parts.group.step(message) {
                         tracing::debug!(%error, "a peer's message is ignored");
                     }
                 }
             }
+            Event::Membership { change, reply } => self.change_membership(change, reply),
+            Event::Removed => self.leave(),
             Event::SnapshotReceived { message } => {
+                self.received = true;
                 if let Err(error) = self.parts.group.step(*message) {
                     tracing::debug!(%error, "a peer's snapshot is ignored");
                 }
@@ -223,7 +242,10 @@ impl Node {
                 let wait = SNAPSHOT_RETRY.as_millis() / self.parts.tick.as_millis().max(1);
                 self.failed_snapshots.push((self.now + wait as u64, to));
             }
-            Event::Unreachable(peer) => self.parts.group.unreachable(peer),
+            Event::Unreachable(peer) => {
+                self.membership.lose(peer);
+                self.parts.group.unreachable(peer);
+            }
             Event::Wal(wal::Report::Persisted(number)) => self.persisted(number),
             Event::Wal(wal::Report::Full(full)) => {
                 self.parts.shared.set_wal_full(full);
@@ -250,6 +272,7 @@ impl Node {
             }
             Event::TreeDrained => self.retry_deferred(),
             Event::Snapshot { send } => self.take_snapshot(vec![send]),
+            Event::Defragment => self.parts.keeper.submit(Job::Shrink),
             Event::MoveLeader { to } => self.parts.group.transfer_leader(to),
             Event::Stop => return Ok(true),
         }
@@ -261,16 +284,19 @@ impl Node {
     fn resign(&mut self) {
         let others = self.parts.group.progress().into_iter();
         let best = others
-            .filter(|(id, _, active)| *id != self.parts.member && *active)
-            .max_by_key(|(_, matched, _)| *matched);
-        if let Some((to, ..)) = best {
+            .filter(|other| other.id != self.parts.member && other.voter && other.active)
+            .max_by_key(|other| other.matched);
+        if let Some(to) = best {
             // Nothing happens while that is under way.
-            self.parts.group.transfer_leader(to);
+            self.parts.group.transfer_leader(to.id);
         }
     }
 
     /// Counts a tick: deadlines, elections, heartbeats, leases.
-    pub fn tick(&mut self) {
+    ///
+    /// # Errors
+    /// What this member cannot go on after.
+    pub fn tick(&mut self) -> Result<(), Stopped> {
         self.now += 1;
         for reader in self.parts.group.tick() {
             reader.fail(Refused::Timeout);
@@ -302,6 +328,7 @@ impl Node {
             }
             self.expire_leases();
         }
+        self.tick_membership()
     }
 
     fn propose_or_defer(&mut self, proposal: Proposal) {
@@ -356,7 +383,12 @@ impl Node {
         while let Some(output) = self.parts.group.output() {
             self.output(output)?;
         }
+        if std::mem::take(&mut self.received) {
+            // Consensus has had it installed, or has refused it.
+            self.parts.shared.end_install();
+        }
         self.follow_leader();
+        self.propose_changes();
         self.serve_reads();
         self.maybe_snapshot();
         self.parts.shared.update(&self.parts.group.status(), self.pending.len());
@@ -421,6 +453,7 @@ impl Node {
                 let (index, term) = outgoing.position();
                 let metadata = message.mut_snapshot().mut_metadata();
                 (metadata.index, metadata.term) = (index, term);
+                metadata.set_conf_state(outgoing.conf_state());
                 sender(message, outgoing);
             }
             Err(_) => {
@@ -433,7 +466,7 @@ impl Node {
     fn take_snapshot(&mut self, send: Vec<snapshot::Send>) {
         self.snapshot_under_way = true;
         self.snapshot_at_written = self.parts.shared.wal_written();
-        let metadata = self.parts.state.metadata(self.applied_term);
+        let metadata = Box::new(self.parts.state.metadata(self.applied_term));
         let voters = self.parts.group.conf_state().voters.clone();
         self.parts.keeper.submit(Job::Take { metadata, voters, send });
     }
@@ -457,6 +490,7 @@ impl Node {
         drop(snapshots);
         tracing::info!(index, applied = self.parts.state.applied(), "installed a peer's snapshot");
         self.parts.metrics.snapshots_installed.inc();
+        self.follow_membership(index);
         Ok(())
     }
 
@@ -475,27 +509,31 @@ impl Node {
                 continue;
             }
             if entry.get_entry_type() != EntryType::EntryNormal {
-                tracing::error!(
-                    index = entry.index,
-                    "a change of membership, which this version does not know, is ignored"
-                );
+                self.apply_configuration(entry);
+                continue;
             }
             fail::fail_point!("apply_before");
             let applied = self.parts.state.apply(entry).map_err(Stopped::Apply)?;
             fail::fail_point!("apply_after");
             self.applied_term = entry.term;
-            let Some(applied) = applied else { continue };
-            self.effect(applied.effect, entry.index);
-            if applied.member == self.parts.member && applied.epoch == self.parts.epoch {
-                self.pending.answer(applied.request, applied.revision, applied.result);
+            if let Some(applied) = applied {
+                self.finish(applied, entry.index);
             }
         }
         if let Some(last) = entries.last() {
             self.parts.group.applied(last.index);
-            let keep = if self.parts.group.conf_state().voters.len() > 1 { log_keep() } else { 0 };
+            let keep = if self.parts.state.members.read().len() > 1 { log_keep() } else { 0 };
             self.parts.group.shrink_log(keep);
         }
         Ok(())
+    }
+
+    /// Does what else an applied entry asks for, and answers its client if that is here.
+    fn finish(&mut self, applied: Applied, index: u64) {
+        self.effect(applied.effect, index);
+        if applied.member == self.parts.member && applied.epoch == self.parts.epoch {
+            self.pending.answer(applied.request, applied.revision, applied.result);
+        }
     }
 
     fn effect(&mut self, effect: Effect, index: u64) {
@@ -507,6 +545,7 @@ impl Node {
             Effect::Granted { .. } => {}
             Effect::Revoked { lease } => self.deadlines.remove(lease),
             Effect::Compacted { revision } => self.parts.keeper.submit(Job::Compact { revision, index }),
+            Effect::Membership => self.follow_membership(index),
         }
     }
 

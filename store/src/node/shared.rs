@@ -17,6 +17,27 @@ pub struct Shared {
     wal_written: AtomicU64,
     wal_full: AtomicBool,
     low_space: AtomicBool,
+    learner: AtomicBool,
+    /// The log's index of the last change of the membership that was applied.
+    membership: watch::Sender<u64>,
+    /// Whether a snapshot was received and is not installed yet.
+    installing: AtomicBool,
+}
+
+/// Keeps other snapshots out until the one that was received is installed, or has failed.
+pub struct InstallGate<'a>(&'a AtomicBool);
+
+impl InstallGate<'_> {
+    /// The node opens it again.
+    pub fn hand_on(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for InstallGate<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl Default for Shared {
@@ -32,6 +53,9 @@ impl Default for Shared {
             wal_written: AtomicU64::new(0),
             wal_full: AtomicBool::new(false),
             low_space: AtomicBool::new(false),
+            learner: AtomicBool::new(false),
+            membership: watch::Sender::new(0),
+            installing: AtomicBool::new(false),
         }
     }
 }
@@ -75,6 +99,30 @@ impl Shared {
     /// Follows the leader's id.
     pub fn watch_leader(&self) -> watch::Receiver<u64> {
         self.leader.subscribe()
+    }
+
+    /// Whether this member only learns: clients are not served then.
+    pub fn is_learner(&self) -> bool {
+        self.learner.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_membership(&self, index: u64, learner: bool) {
+        self.learner.store(learner, Ordering::Relaxed);
+        self.membership.send_replace(index);
+    }
+
+    /// Follows the index of the last change of the membership.
+    pub fn watch_membership(&self) -> watch::Receiver<u64> {
+        self.membership.subscribe()
+    }
+
+    /// None: another snapshot is being installed.
+    pub fn begin_install(&self) -> Option<InstallGate<'_>> {
+        (!self.installing.swap(true, Ordering::Acquire)).then_some(InstallGate(&self.installing))
+    }
+
+    pub(super) fn end_install(&self) {
+        self.installing.store(false, Ordering::Release);
     }
 
     pub fn set_wal_size(&self, bytes: u64, written: u64) {

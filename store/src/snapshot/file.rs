@@ -97,21 +97,35 @@ pub fn read(
     (length, crc): (u64, u32),
     visit: &mut dyn FnMut(Revision, Record) -> io::Result<()>,
 ) -> io::Result<()> {
-    let damaged =
-        |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
     let file = disk.open(path)?;
     if file.length()? != length {
-        return Err(damaged("it is not as long as its manifest says"));
+        return Err(damaged(path, "it is not as long as its manifest says"));
     }
+    read_within(&*file, path, 0, (length, crc), visit)
+}
+
+pub(super) fn damaged(path: &Path, what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()))
+}
+
+/// As [`read`], of what begins at `start` in an open file.
+pub fn read_within(
+    file: &dyn File,
+    path: &Path,
+    start: u64,
+    (length, crc): (u64, u32),
+    visit: &mut dyn FnMut(Revision, Record) -> io::Result<()>,
+) -> io::Result<()> {
+    let damaged = |what: &str| damaged(path, what);
     let mut whole = crc32fast::Hasher::new();
     let (mut offset, mut buffer) = (0, Vec::new());
     let mut begun = false;
     while offset < length || !buffer.is_empty() {
         let more = BUFFER.min(usize::try_from(length - offset).unwrap_or(BUFFER));
-        let start = buffer.len();
-        buffer.resize(start + more, 0);
-        let part = buffer.get_mut(start..).unwrap_or_default();
-        file.read_at(part, offset)?;
+        let held = buffer.len();
+        buffer.resize(held + more, 0);
+        let part = buffer.get_mut(held..).unwrap_or_default();
+        file.read_at(part, start + offset)?;
         whole.update(part);
         offset += more as u64;
         let mut rest = &buffer[..];

@@ -1,26 +1,30 @@
 //! The thread that makes snapshots and removes compacted revisions, one after the other, in the order in which they
-//! were applied.
+//! were applied; between them it shrinks the tree.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use keelson_proto::etcd::storepb::Metadata;
 
 use super::{Outgoing, SnapshotError, Snapshots, position};
 use crate::apply::State;
 use crate::mvcc::BackendError;
+use crate::shrink::Shrinker;
 
 /// Where a snapshot is to go besides the disk.
 pub type Send = Box<dyn FnOnce(Result<Outgoing, SnapshotError>) + std::marker::Send>;
 
 pub enum Job {
     /// A snapshot of the moment whose metadata this is.
-    Take { metadata: Metadata, voters: Vec<u64>, send: Vec<Send> },
+    Take { metadata: Box<Metadata>, voters: Vec<u64>, send: Vec<Send> },
     /// Remove what a compaction at `revision`, applied by entry `index`, covers.
     Compact { revision: i64, index: u64 },
+    /// Give disk back, even if it is not much.
+    Shrink,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,7 @@ pub struct Worker {
     snapshots: Arc<parking_lot::Mutex<Snapshots>>,
     state: Arc<State>,
     cluster: u64,
+    shrinker: Shrinker,
     jobs: Receiver<Job>,
     queue: VecDeque<Job>,
 }
@@ -57,9 +62,10 @@ pub fn worker(
     snapshots: Arc<parking_lot::Mutex<Snapshots>>,
     state: Arc<State>,
     cluster: u64,
+    shrinker: Shrinker,
 ) -> (Keeper, Worker) {
     let (sender, jobs) = channel();
-    (Keeper(sender), Worker { snapshots, state, cluster, jobs, queue: VecDeque::new() })
+    (Keeper(sender), Worker { snapshots, state, cluster, shrinker, jobs, queue: VecDeque::new() })
 }
 
 /// Starts the thread.
@@ -70,18 +76,31 @@ pub fn spawn(
     snapshots: Arc<parking_lot::Mutex<Snapshots>>,
     state: Arc<State>,
     cluster: u64,
+    shrinker: Shrinker,
     report: impl Fn(Report) + std::marker::Send + 'static,
 ) -> io::Result<(Keeper, thread::JoinHandle<()>)> {
-    let (keeper, mut worker) = worker(snapshots, state, cluster);
+    let (keeper, mut worker) = worker(snapshots, state, cluster, shrinker);
     let thread = thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
-        while let Ok(first) = worker.jobs.recv() {
-            worker.queue.push_back(first);
+        let mut took = Duration::ZERO;
+        loop {
+            let first = match worker.pause(took) {
+                None => worker.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(pause) => worker.jobs.recv_timeout(pause),
+            };
+            match first {
+                Ok(first) => worker.queue.push_back(first),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
             while worker.gather() {
                 match worker.needs() {
                     Some(index) if !worker.state.store.values.wait_drained(index) => worker.skip(),
                     _ => worker.step(&report),
                 }
             }
+            let begun = Instant::now();
+            worker.shrink();
+            took = begun.elapsed();
         }
     })?;
     Ok((keeper, thread))
@@ -119,7 +138,7 @@ impl Worker {
         match self.queue.pop_front() {
             Some(Job::Take { metadata, voters, send }) => {
                 let mut snapshots = self.snapshots.lock();
-                let taken = take(&mut snapshots, &self.state, metadata, voters, self.cluster);
+                let taken = take(&mut snapshots, &self.state, *metadata, voters, self.cluster);
                 for send in send {
                     send(match &taken {
                         Ok(_) => Outgoing::open(&snapshots),
@@ -132,12 +151,26 @@ impl Worker {
             Some(Job::Compact { revision, .. }) => {
                 let deletions = self.snapshots.lock().covered();
                 match self.state.store.remove_compacted(revision, deletions) {
-                    Ok(removed) => tracing::info!(revision, removed, "compacted"),
+                    Ok(removed) => {
+                        tracing::info!(revision, removed, "compacted");
+                        self.shrinker.consider(&self.state, false);
+                    }
                     Err(error) => report(Report::CompactionFailed(error)),
                 }
             }
+            Some(Job::Shrink) => self.shrinker.consider(&self.state, true),
             None => {}
         }
+    }
+
+    /// How long until [`Self::shrink`], if the last time took so long; none: there is nothing to shrink.
+    pub fn pause(&self, took: Duration) -> Option<Duration> {
+        self.shrinker.pause(took)
+    }
+
+    /// Does a little of what there is to do between jobs.
+    pub fn shrink(&mut self) {
+        self.shrinker.step(&self.state);
     }
 }
 

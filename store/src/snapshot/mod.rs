@@ -6,6 +6,7 @@
 //! revision that a snapshot needs is removed under it. A deletion stays in the tree until a snapshot has it (see
 //! [`Snapshots::covered`]): without it, what an older file holds of the key would come back.
 
+mod archive;
 mod file;
 mod keeper;
 mod transfer;
@@ -15,15 +16,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
-use keelson_proto::etcd::storepb::{Manifest, Metadata, RevisionFile};
+use keelson_proto::etcd::storepb::{Configuration, Manifest, Metadata, RevisionFile};
+use keelson_raft::ConfState;
 use prost::Message;
 
+pub use archive::{Archive, has_checksum};
 pub use keeper::{Job, Keeper, Report, Send, Taken, Worker, spawn, worker};
 pub use transfer::{Outgoing, Receiver};
 
 use crate::apply::metadata_changes;
 use crate::env::{self, Disk};
-use crate::mvcc::{APPLIED_KEY, Backend, BackendError, Change, Store, encode_applied};
+use crate::mvcc::{APPLIED_KEY, Backend, BackendError, Change, Record, Revision, Store, encode_applied};
 
 const MANIFEST: &str = ".manifest";
 const FILE: &str = ".revisions";
@@ -50,6 +53,8 @@ pub enum SnapshotError {
     Backend(#[from] BackendError),
     #[error("the snapshot that a peer sends is malformed: {0}")]
     Malformed(&'static str),
+    #[error("{}: {what}", path.display())]
+    NoArchive { path: PathBuf, what: &'static str },
 }
 
 pub struct Snapshots {
@@ -58,9 +63,24 @@ pub struct Snapshots {
     latest: Option<Manifest>,
 }
 
+/// Whether a file of this name in a directory of snapshots is one's manifest.
+pub fn is_manifest(name: &str) -> bool {
+    name.ends_with(MANIFEST)
+}
+
 /// The (index, term) that a manifest stands at.
 pub fn position(manifest: &Manifest) -> (u64, u64) {
     manifest.metadata.as_ref().map_or((0, 0), |metadata| (metadata.applied_index, metadata.applied_term))
+}
+
+/// Raft's configuration at a manifest's position.
+pub fn conf_state(manifest: &Manifest) -> ConfState {
+    match manifest.metadata.as_ref().and_then(|metadata| metadata.configuration.clone()) {
+        Some(Configuration { voters, learners, voters_outgoing, learners_next, auto_leave }) => {
+            ConfState { voters, learners, voters_outgoing, learners_next, auto_leave, ..ConfState::default() }
+        }
+        None => ConfState { voters: manifest.voters.clone(), ..ConfState::default() },
+    }
 }
 
 fn through(manifest: &Manifest) -> i64 {
@@ -100,7 +120,20 @@ impl Snapshots {
     /// The revision up to which deletions may be removed: those behind it are in no file yet, while older files may
     /// hold what they delete. Without a snapshot that is all of them.
     pub fn covered(&self) -> i64 {
-        self.latest.as_ref().map_or(i64::MAX, through)
+        self.latest.as_ref().filter(|latest| !latest.files.is_empty()).map_or(i64::MAX, through)
+    }
+
+    /// Makes the state with which a group begins the first snapshot: all its members write the same one, and one that
+    /// joins later never sees an entry before it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn begin(&mut self, metadata: Metadata, cluster: u64) -> Result<(), SnapshotError> {
+        let voters = metadata.configuration.iter().flat_map(|known| &known.voters).copied().collect();
+        let metadata = Some(metadata);
+        let manifest =
+            Manifest { metadata, cluster_id: cluster, voters, learners: Vec::new(), files: Vec::new() };
+        self.adopt(manifest).map(|_| ())
     }
 
     /// Makes a snapshot of the state whose metadata this is; the store may have gone on since.
@@ -192,6 +225,32 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Finds the newest snapshot and touches nothing.
+    ///
+    /// # Errors
+    /// A manifest that is damaged, and the disk's.
+    pub fn inspect(disk: Arc<dyn Disk>, directory: &Path) -> Result<Self, SnapshotError> {
+        let names = disk.list(directory)?;
+        let newest = names.iter().rfind(|name| name.ends_with(MANIFEST));
+        let latest = newest.map(|name| read_manifest(&*disk, &directory.join(name))).transpose()?;
+        Ok(Self { disk, directory: directory.to_owned(), latest })
+    }
+
+    /// Reads every record of the latest snapshot, in no order among its files.
+    ///
+    /// # Errors
+    /// A damaged file, and what `visit` says.
+    pub fn visit(
+        &self,
+        visit: &mut dyn FnMut(Revision, Record) -> io::Result<()>,
+    ) -> Result<(), SnapshotError> {
+        for file in self.latest.iter().flat_map(|manifest| &manifest.files) {
+            let path = self.directory.join(&file.name);
+            file::read(&*self.disk, &path, (file.length, file.crc32), visit).map_err(from_reading)?;
+        }
+        Ok(())
+    }
+
     /// Fills an empty tree with what the latest snapshot holds. The applied index comes last: a tree without one is
     /// known to be unfinished.
     ///
@@ -201,30 +260,30 @@ impl Snapshots {
         let Some(manifest) = &self.latest else { return Ok(()) };
         let mut batch: Vec<Change> = Vec::new();
         let mut bytes = 0;
-        for file in &manifest.files {
-            let path = self.directory.join(&file.name);
-            file::read(&*self.disk, &path, (file.length, file.crc32), &mut |revision, record| {
-                record.encode(revision, |key, value| {
-                    bytes += key.len() + value.len();
-                    batch.push((key.to_vec(), Some(value)));
-                });
-                if bytes > 1 << 20 {
-                    bytes = 0;
-                    backend.write(std::mem::take(&mut batch)).map_err(io::Error::other)?;
-                }
-                Ok(())
-            })
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => SnapshotError::Damaged(error.to_string()),
-                _ => SnapshotError::Io(error),
-            })?;
-        }
+        self.visit(&mut |revision, record| {
+            record.encode(revision, |key, value| {
+                bytes += key.len() + value.len();
+                batch.push((key.to_vec(), Some(value)));
+            });
+            if bytes > 1 << 20 {
+                bytes = 0;
+                backend.write(std::mem::take(&mut batch)).map_err(io::Error::other)?;
+            }
+            Ok(())
+        })?;
         if let Some(metadata) = &manifest.metadata {
             batch.extend(metadata_changes(metadata));
         }
         let (index, term) = position(manifest);
         batch.push((APPLIED_KEY.to_vec(), Some(encode_applied(index, term))));
         Ok(backend.write(batch)?)
+    }
+}
+
+fn from_reading(error: io::Error) -> SnapshotError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => SnapshotError::Damaged(error.to_string()),
+        _ => SnapshotError::Io(error),
     }
 }
 

@@ -50,7 +50,7 @@ fn restored_hash(snapshots: &Snapshots) -> (u32, i64, (u64, u64)) {
     let loaded = load(&backend).unwrap();
     let (applied, revision) = (loaded.applied, loaded.index.revision);
     let store = Store::new(loaded.index, Values::new(backend, applied.0), loaded.in_use);
-    (store.hash(0).unwrap().0, revision, applied)
+    (store.hash(0).unwrap().0.hash, revision, applied)
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_second_snapshot_writes_only_what_is_new() {
     let ranges: Vec<_> = files.iter().map(|file| (file.after, file.through)).collect();
     assert_eq!(ranges, [(0, 2), (2, 4)]);
     let reopened = open(directory.path()).unwrap();
-    assert_eq!(restored_hash(&reopened), (store.hash(0).unwrap().0, 4, (20, 3)));
+    assert_eq!(restored_hash(&reopened), (store.hash(0).unwrap().0.hash, 4, (20, 3)));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3, "one manifest, two files");
 }
 
@@ -87,13 +87,13 @@ fn what_was_deleted_and_compacted_between_two_snapshots_stays_deleted() {
     put(&store, "later", "1");
     compact(&store, &snapshots);
     snapshots.take(&store, metadata(&store, 20), vec![1], 9).unwrap();
-    assert_eq!(restored_hash(&snapshots).0, store.hash(0).unwrap().0);
+    assert_eq!(restored_hash(&snapshots).0, store.hash(0).unwrap().0.hash);
     // What the snapshot has goes the next time.
     put(&store, "last", "1");
     compact(&store, &snapshots);
     assert_eq!(store.key_count(), 3);
     snapshots.take(&store, metadata(&store, 30), vec![1], 9).unwrap();
-    assert_eq!(restored_hash(&snapshots).0, store.hash(0).unwrap().0);
+    assert_eq!(restored_hash(&snapshots).0, store.hash(0).unwrap().0.hash);
     store.values.close();
 }
 
@@ -115,7 +115,7 @@ fn a_transferred_snapshot_is_the_same() {
             receiver.push(Bytes::copy_from_slice(byte)).unwrap();
         }
     }
-    assert_eq!(receiver.finish(&mut target, 9).unwrap(), (4, 3));
+    assert_eq!(receiver.finish(&mut target, 9, 1).map(|(index, term, _)| (index, term)).unwrap(), (4, 3));
     assert_eq!(restored_hash(&open(to.path()).unwrap()), restored_hash(&snapshots));
 }
 
@@ -179,7 +179,7 @@ fn a_peers_bytes_never_panic() {
             let mut receiver = Receiver::new(&snapshots, 1);
             let whole = pieces.into_iter().try_for_each(|piece| receiver.push(piece.into()));
             let mut target = open(directory.path()).unwrap();
-            assert!(whole.is_err() || receiver.finish(&mut target, 9).is_err());
+            assert!(whole.is_err() || receiver.finish(&mut target, 9, 1).is_err());
             Ok(())
         })
         .unwrap();

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use keelson_proto::etcd::storepb::Manifest;
+use keelson_raft::ConfState;
 use prost::Message;
 
-use super::{FILE, PART, SnapshotError, Snapshots, file, position};
+use super::{FILE, PART, SnapshotError, Snapshots, conf_state, file, position};
 use crate::env::{Disk, File};
 
 /// Bytes per piece.
 const PIECE: usize = 256 << 10;
-const MAX_MANIFEST: usize = 64 << 20;
+pub(super) const MAX_MANIFEST: usize = 64 << 20;
 
 /// A snapshot being read for a peer. Its files stay readable when newer snapshots have replaced it.
 pub struct Outgoing {
@@ -39,6 +40,11 @@ impl Outgoing {
     /// The (index, term) that it stands at.
     pub fn position(&self) -> (u64, u64) {
         position(&self.manifest)
+    }
+
+    /// Raft's configuration there.
+    pub fn conf_state(&self) -> ConfState {
+        conf_state(&self.manifest)
     }
 
     /// Bytes still to come.
@@ -163,8 +169,13 @@ impl Receiver {
     /// Everything has come: makes it this member's latest snapshot, durably, unless it has a newer one.
     ///
     /// # Errors
-    /// A snapshot that is not whole, another cluster's, and the disk's.
-    pub fn finish(self, snapshots: &mut Snapshots, cluster: u64) -> Result<(u64, u64), SnapshotError> {
+    /// A snapshot that is not whole, another cluster's, one in which `member` is none, and the disk's.
+    pub fn finish(
+        self,
+        snapshots: &mut Snapshots,
+        cluster: u64,
+        member: u64,
+    ) -> Result<(u64, u64, ConfState), SnapshotError> {
         let manifest =
             self.manifest.clone().ok_or(SnapshotError::Malformed("it ended before its manifest"))?;
         if manifest.cluster_id != cluster {
@@ -174,15 +185,20 @@ impl Receiver {
             return Err(SnapshotError::Malformed("it ended early"));
         }
         let (index, term) = position(&manifest);
+        let conf_state = conf_state(&manifest);
+        let ConfState { voters, learners, voters_outgoing, .. } = &conf_state;
+        if ![voters, learners, voters_outgoing].iter().any(|ids| ids.contains(&member)) {
+            return Err(SnapshotError::Malformed("this member is not in its configuration"));
+        }
         if snapshots.latest().is_some_and(|latest| position(latest).0 >= index) {
-            return Ok((index, term));
+            return Ok((index, term, conf_state));
         }
         for file in &manifest.files {
             let part = self.directory.join(format!("{}{PART}", file.name));
             self.disk.rename(&part, &self.directory.join(&file.name))?;
         }
         snapshots.adopt(manifest)?;
-        Ok((index, term))
+        Ok((index, term, conf_state))
     }
 }
 

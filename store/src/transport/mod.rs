@@ -6,5 +6,8 @@ mod peers;
 mod server;
 mod wire;
 
-pub use peers::{PeerNetwork, Peers, PeersConfig};
+pub use peers::{Credentials, PeerNetwork, Peers, PeersConfig, ask_members};
 pub use server::PeerService;
+
+/// What a member that was removed is told, as in etcd.
+pub const REMOVED: &str = "the member has been permanently removed from the cluster";

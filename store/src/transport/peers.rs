@@ -12,9 +12,11 @@ use keelson_component_base::tls;
 use keelson_proto::peer::peer_client::PeerClient;
 use keelson_proto::peer::snapshot_chunk::Part;
 use keelson_proto::peer::{
-    LeaseQuery, MessageBatch, SnapshotChunk, SnapshotData, SnapshotEnd, SnapshotHeader,
+    HashKvAnswer, HashKvQuery, LeaseQuery, MembersRequest, MembersResponse, MembershipAnswer,
+    MembershipQuery, MessageBatch, SnapshotChunk, SnapshotData, SnapshotEnd, SnapshotHeader,
 };
 use keelson_raft::Message;
+use parking_lot::RwLock;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -23,8 +25,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::REMOVED;
 use super::wire;
 use crate::config::Url;
+use crate::membership::Members;
 use crate::metrics::Metrics;
 use crate::node::{Event, LeaseAnswer, Network, SnapshotSender};
 use crate::snapshot::{Outgoing, SnapshotError};
@@ -32,21 +36,34 @@ use crate::snapshot::{Outgoing, SnapshotError};
 /// Turns of messages that wait for a peer; what comes then is dropped, and consensus sends it again.
 const QUEUE: usize = 512;
 const CONNECT: Duration = Duration::from_secs(2);
+/// Peers that may introduce themselves, members included: far more than a cluster has.
+const MAX_PEERS: usize = 64;
 /// Between two attempts to reach a peer.
 const BACKOFF: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_secs(5);
+/// A checksum reads everything.
+const HASH: Duration = Duration::from_secs(60);
 
 pub struct PeersConfig {
     pub cluster: u64,
     pub member: u64,
-    /// Every other member with its peer URLs.
-    pub members: Vec<(u64, Vec<Url>)>,
+    /// This member's peer URLs, for those that do not know it yet.
+    pub peer_urls: Vec<Url>,
+    pub credentials: Credentials,
+}
+
+/// Files with which this member shows who it is, and checks who others are.
+#[derive(Debug, Clone)]
+pub struct Credentials {
     pub ca_file: Option<PathBuf>,
     /// This member's certificate and key towards others.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 struct Peer {
+    /// As the membership has them.
+    urls: Vec<String>,
+    dialed: Arc<RwLock<Vec<Url>>>,
     queue: mpsc::Sender<Vec<Message>>,
     client: PeerClient<Channel>,
 }
@@ -54,16 +71,19 @@ struct Peer {
 pub struct Peers {
     cluster: u64,
     member: u64,
-    peers: BTreeMap<u64, Peer>,
+    credentials: Credentials,
+    /// Where this member is, as it was told and as the membership has it.
+    peer_urls: (Vec<String>, RwLock<Vec<String>>),
+    peers: RwLock<BTreeMap<u64, Peer>>,
     events: EventSender<Event>,
+    metrics: Arc<Metrics>,
     runtime: Handle,
 }
 
 #[derive(Clone)]
 struct Dialer {
-    urls: Arc<[Url]>,
-    ca_file: Option<PathBuf>,
-    identity: Option<(PathBuf, PathBuf)>,
+    urls: Arc<RwLock<Vec<Url>>>,
+    credentials: Credentials,
 }
 
 /// A connection, encrypted or not.
@@ -74,7 +94,8 @@ impl Dialer {
     /// The first of the peer's URLs that answers. Certificates are read at each attempt, so that they can be renewed.
     async fn dial(self) -> io::Result<TokioIo<Box<dyn Io>>> {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for url in self.urls.iter() {
+        let urls = self.urls.read().clone();
+        for url in &urls {
             match tokio::time::timeout(CONNECT, self.connect(url)).await {
                 Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),
                 Ok(Err(error)) => last = error,
@@ -90,10 +111,11 @@ impl Dialer {
         if !url.secure {
             return Ok(Box::new(stream));
         }
+        let Credentials { ca_file, identity } = &self.credentials;
         let ca_file =
-            self.ca_file.as_ref().ok_or_else(|| io::Error::other("--peer-trusted-ca-file is not given"))?;
+            ca_file.as_ref().ok_or_else(|| io::Error::other("--peer-trusted-ca-file is not given"))?;
         let ca = std::fs::read(ca_file)?;
-        let identity = match &self.identity {
+        let identity = match identity {
             Some((cert, key)) => Some((std::fs::read(cert)?, std::fs::read(key)?)),
             None => None,
         };
@@ -105,41 +127,133 @@ impl Dialer {
     }
 }
 
+/// A connection that is made when it is needed.
+fn channel(urls: Arc<RwLock<Vec<Url>>>, credentials: &Credentials) -> Channel {
+    let dialer = Dialer { urls, credentials: credentials.clone() };
+    // The URI only fills in the requests' authority; the dialer knows where to go.
+    Endpoint::from(Uri::from_static("http://peer"))
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| dialer.clone().dial()))
+}
+
+/// Asks whoever listens at a peer URL who the members are.
+///
+/// # Errors
+/// The answer, or that there is none.
+pub async fn ask_members(url: &Url, credentials: &Credentials) -> Result<MembersResponse, Status> {
+    let mut client = PeerClient::new(channel(Arc::new(RwLock::new(vec![url.clone()])), credentials));
+    let ask = client.members(MembersRequest {});
+    match tokio::time::timeout(CONNECT, ask).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Status::unavailable("it does not answer")),
+    }
+}
+
+/// URLs of a form that the membership does not have are left out.
+fn parse(urls: &[String]) -> impl Iterator<Item = Url> {
+    urls.iter().filter_map(|url| url.parse().ok())
+}
+
 impl Peers {
-    /// Starts a task for each peer. Must be called inside the runtime.
-    pub fn start(config: PeersConfig, events: EventSender<Event>, metrics: &Arc<Metrics>) -> Arc<Self> {
-        let peers = config
-            .members
-            .into_iter()
-            .map(|(id, urls)| {
-                let dialer = Dialer {
-                    urls: urls.into(),
-                    ca_file: config.ca_file.clone(),
-                    identity: config.identity.clone(),
-                };
-                // The URI only fills in the requests' authority; the dialer knows where to go.
-                let channel = Endpoint::from(Uri::from_static("http://peer"))
-                    .http2_keep_alive_interval(Duration::from_secs(5))
-                    .keep_alive_timeout(Duration::from_secs(5))
-                    .keep_alive_while_idle(true)
-                    .connect_with_connector_lazy(tower::service_fn(move |_: Uri| dialer.clone().dial()));
-                let client = PeerClient::new(channel);
-                let (queue, receiver) = mpsc::channel(QUEUE);
-                let sender = MessageSender {
-                    cluster: config.cluster,
-                    member: config.member,
-                    peer: id,
-                    client: client.clone(),
-                    queue: receiver,
-                    events: events.clone(),
-                    metrics: metrics.clone(),
-                };
-                tokio::spawn(sender.run());
-                (id, Peer { queue, client })
-            })
-            .collect();
-        let (cluster, member) = (config.cluster, config.member);
-        Arc::new(Self { cluster, member, peers, events, runtime: Handle::current() })
+    /// Knows nobody until [`Self::follow`]. Must be called inside the runtime.
+    pub fn new(config: PeersConfig, events: EventSender<Event>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let PeersConfig { cluster, member, peer_urls, credentials } = config;
+        Arc::new(Self {
+            cluster,
+            member,
+            credentials,
+            peer_urls: (peer_urls.iter().map(Url::to_string).collect(), RwLock::default()),
+            peers: RwLock::new(BTreeMap::new()),
+            events,
+            metrics,
+            runtime: Handle::current(),
+        })
+    }
+
+    /// Follows the membership: what is queued for a member that was removed is still sent.
+    pub fn follow(self: &Arc<Self>, members: &Members) {
+        let mut peers = self.peers.write();
+        // Those that only introduced themselves may be members that this one does not know of yet.
+        peers.retain(|id, _| !members.is_removed(*id));
+        for member in members.values() {
+            if member.id == self.member {
+                self.peer_urls.1.write().clone_from(&member.peer_urls);
+            } else {
+                self.meet(&mut peers, member.id, &member.peer_urls);
+            }
+        }
+    }
+
+    /// A member says where it is. This one may have yet to apply that it was added, or has other URLs; and whoever leads
+    /// has to be answered.
+    pub fn introduce(self: &Arc<Self>, id: u64, urls: &[String]) {
+        if id == self.member || urls.is_empty() {
+            return;
+        }
+        let mut peers = self.peers.write();
+        match peers.get(&id) {
+            Some(known) => {
+                let mut dialed = known.dialed.write();
+                // Its own word is as good as the membership's, but does not pile up.
+                dialed.truncate(known.urls.len());
+                for url in parse(urls) {
+                    if !dialed.contains(&url) {
+                        dialed.push(url);
+                    }
+                }
+            }
+            None if peers.len() < MAX_PEERS => self.meet(&mut peers, id, urls),
+            None => {}
+        }
+    }
+
+    fn meet(self: &Arc<Self>, peers: &mut BTreeMap<u64, Peer>, id: u64, urls: &[String]) {
+        if peers.get(&id).is_some_and(|known| known.urls == urls) {
+            return;
+        }
+        if let Some(known) = peers.get(&id) {
+            tracing::info!(peer = format!("{id:x}"), from = ?known.urls, to = ?urls, "a peer has other URLs");
+        }
+        let dialed = Arc::new(RwLock::new(parse(urls).collect()));
+        // The node's thread, which follows the membership, is not one of the runtime's.
+        let _context = self.runtime.enter();
+        let client = PeerClient::new(channel(dialed.clone(), &self.credentials));
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        let sender = MessageSender { peers: self.clone(), peer: id, client: client.clone(), queue: receiver };
+        self.runtime.spawn(sender.run());
+        peers.insert(id, Peer { urls: urls.to_vec(), dialed, queue, client });
+    }
+
+    fn own_urls(&self) -> Vec<String> {
+        let (told, known) = &self.peer_urls;
+        let mut urls = known.read().clone();
+        urls.extend(told.iter().filter(|url| !urls.contains(url)).cloned().collect::<Vec<_>>());
+        urls
+    }
+
+    fn client(&self, id: u64) -> Option<PeerClient<Channel>> {
+        self.peers.read().get(&id).map(|peer| peer.client.clone())
+    }
+
+    /// Has the leader change the membership.
+    ///
+    /// # Errors
+    /// The leader's answer; or `None`, if it is not known whether it got the change.
+    pub async fn ask_membership(
+        &self,
+        leader: u64,
+        change: Vec<u8>,
+        patience: Duration,
+    ) -> Result<MembershipAnswer, Option<Status>> {
+        let Some(mut client) = self.client(leader) else { return Err(None) };
+        let query = MembershipQuery { cluster_id: self.cluster, change: change.into() };
+        match tokio::time::timeout(patience, client.change_membership(query)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) if status.message().starts_with("etcdserver: ") => Err(Some(status)),
+            Ok(Err(_)) | Err(_) => Err(None),
+        }
     }
 
     /// Asks the leader about a lease.
@@ -148,7 +262,7 @@ impl Peers {
     /// The leader's answer, or that it cannot be reached.
     pub async fn ask_lease(&self, leader: u64, id: i64, keep_alive: bool) -> Result<LeaseAnswer, Status> {
         let unreachable = || Status::unavailable("etcdserver: request timed out");
-        let mut client = self.peers.get(&leader).ok_or_else(unreachable)?.client.clone();
+        let mut client = self.client(leader).ok_or_else(unreachable)?;
         let query = LeaseQuery { cluster_id: self.cluster, id };
         let ask = async {
             if keep_alive {
@@ -162,15 +276,29 @@ impl Peers {
     }
 }
 
-/// Sends to one peer what is queued for it.
+impl Peers {
+    /// Asks all other members at once for the checksum at a revision. A member that is further, or not as far, says so.
+    pub async fn ask_hashes(&self, revision: i64) -> Vec<(u64, Result<HashKvAnswer, Status>)> {
+        let mut asking = tokio::task::JoinSet::new();
+        let clients: Vec<_> = self.peers.read().iter().map(|(id, peer)| (*id, peer.client.clone())).collect();
+        for (id, mut client) in clients {
+            let query = HashKvQuery { cluster_id: self.cluster, revision };
+            asking.spawn(async move {
+                let late = |_| Err(Status::unavailable("etcdserver: request timed out"));
+                let answer = tokio::time::timeout(HASH, client.hash_kv(query)).await.unwrap_or_else(late);
+                (id, answer.map(tonic::Response::into_inner))
+            });
+        }
+        asking.join_all().await
+    }
+}
+
+/// Sends to one peer what is queued for it, until it is no peer any more.
 struct MessageSender {
-    cluster: u64,
-    member: u64,
+    peers: Arc<Peers>,
     peer: u64,
     client: PeerClient<Channel>,
     queue: mpsc::Receiver<Vec<Message>>,
-    events: EventSender<Event>,
-    metrics: Arc<Metrics>,
 }
 
 impl MessageSender {
@@ -186,7 +314,11 @@ impl MessageSender {
                     tracing::warn!(peer = format!("{:x}", self.peer), error = error.message(), "lost a peer");
                 }
                 reachable = false;
-                if self.events.send(Event::Unreachable(self.peer)).is_err() {
+                let event = match error.message() {
+                    REMOVED => Event::Removed,
+                    _ => Event::Unreachable(self.peer),
+                };
+                if self.peers.events.send(event).is_err() {
                     return;
                 }
             }
@@ -196,20 +328,23 @@ impl MessageSender {
         }
     }
 
-    /// One stream, until it breaks. Ok: this member is stopping.
+    /// One stream, until it breaks. Ok: this member is stopping, or the peer is none any more.
     async fn stream(&mut self, first: Vec<Message>) -> Result<(), Status> {
         let (batches, receiver) = mpsc::channel(16);
         let mut client = self.client.clone();
         let call = client.messages(ReceiverStream::new(receiver));
         tokio::pin!(call);
         let mut next = Some(first);
+        let mut peer_urls = self.peers.own_urls();
         loop {
             if let Some(messages) = next.take() {
                 let messages: Vec<_> =
                     messages.iter().filter_map(wire::encode).map(bytes::Bytes::from).collect();
                 let sent: usize = messages.iter().map(bytes::Bytes::len).sum();
-                self.metrics.peer_sent.inc_by(sent as u64);
-                let batch = MessageBatch { cluster_id: self.cluster, from: self.member, messages };
+                self.peers.metrics.peer_sent.inc_by(sent as u64);
+                let (cluster_id, from) = (self.peers.cluster, self.peers.member);
+                let peer_urls = std::mem::take(&mut peer_urls);
+                let batch = MessageBatch { cluster_id, from, messages, peer_urls };
                 tokio::select! {
                     sent = batches.send(batch) => {
                         if sent.is_err() {
@@ -222,7 +357,12 @@ impl MessageSender {
             tokio::select! {
                 messages = self.queue.recv() => match messages {
                     Some(messages) => next = Some(messages),
-                    None => return Ok(()),
+                    None => {
+                        // What was sent last may be what tells the peer that it is removed: it ends the stream.
+                        drop(batches);
+                        let _ = tokio::time::timeout(ASK, call).await;
+                        return Ok(());
+                    }
                 },
                 ended = &mut call => return Err(ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream"))),
             }
@@ -235,10 +375,14 @@ pub struct PeerNetwork(pub Arc<Peers>);
 
 impl Network for PeerNetwork {
     fn send(&self, to: u64, messages: Vec<Message>) {
-        if let Some(peer) = self.0.peers.get(&to) {
+        if let Some(peer) = self.0.peers.read().get(&to) {
             // A full queue: dropped, as on a slow network.
             let _ = peer.queue.try_send(messages);
         }
+    }
+
+    fn follow(&self, members: &Members) {
+        self.0.follow(members);
     }
 
     fn snapshot_sender(&self) -> SnapshotSender {
@@ -266,8 +410,7 @@ impl Network for PeerNetwork {
 }
 
 async fn send_snapshot(peers: &Peers, message: Message, mut outgoing: Outgoing) -> Result<(), Status> {
-    let peer = peers.peers.get(&message.to).ok_or_else(|| Status::not_found("no such peer"))?;
-    let mut client = peer.client.clone();
+    let mut client = peers.client(message.to).ok_or_else(|| Status::not_found("no such peer"))?;
     let (chunks, receiver) = mpsc::channel(4);
     let header = SnapshotHeader {
         cluster_id: peers.cluster,

@@ -3,17 +3,22 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use keelson_proto::etcd::etcdserverpb::MemberListResponse;
+use keelson_proto::etcd::storepb::MembershipChange;
 use keelson_proto::peer::peer_server::Peer;
 use keelson_proto::peer::snapshot_chunk::Part;
 use keelson_proto::peer::{
-    LeaseAnswer, LeaseQuery, MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
+    HashKvAnswer, HashKvQuery, LeaseAnswer, LeaseQuery, MembersRequest, MembersResponse, MembershipAnswer,
+    MembershipQuery, MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
 };
-use keelson_raft::MessageType;
+use keelson_raft::{ConfState, MessageType};
 use parking_lot::Mutex;
+use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::wire;
+use super::{REMOVED, wire};
 use crate::grpc::{Server, status};
+use crate::mvcc::Hash;
 use crate::node::{Chain, Event, Refused};
 use crate::snapshot::{Receiver, SnapshotError, Snapshots};
 
@@ -41,12 +46,44 @@ impl PeerService {
         Err(Status::failed_precondition("etcdserver: cluster ID mismatch"))
     }
 
+    /// One that is not known may have been added by what this member has yet to apply; one that was removed is told.
     fn check_member(&self, from: u64) -> Result<(), Status> {
-        if self.server.state.members.read().contains_key(&from) {
-            Ok(())
-        } else {
-            Err(status::member_not_found())
+        match self.server.state.members.read().is_removed(from) {
+            true => Err(Status::failed_precondition(REMOVED)),
+            false => Ok(()),
         }
+    }
+
+    /// Takes a snapshot from its chunks; returns its position and configuration.
+    async fn receive(&self, chunks: &mut Streaming<SnapshotChunk>) -> Result<(u64, u64, ConfState), Status> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let mut receiver = Receiver::new(&self.snapshots.lock(), serial);
+        let (mut crc, mut length) = (crc32fast::Hasher::new(), 0);
+        let end = loop {
+            match chunks.message().await?.and_then(|chunk| chunk.part) {
+                Some(Part::Data(data)) => {
+                    crc.update(&data.data);
+                    length += data.data.len() as u64;
+                    let push = || receiver.push(data.data).map_err(|error| refuse(&error));
+                    tokio::task::block_in_place(push)?;
+                }
+                Some(Part::End(end)) => break end,
+                _ => return Err(malformed()),
+            }
+        };
+        if end.length != length || end.crc32 != crc.finalize() {
+            return Err(Status::data_loss("the snapshot's checksum is wrong"));
+        }
+        // From here until it is installed there is no other: what consensus is told of has to be what is installed.
+        let Some(gate) = self.server.shared.begin_install() else {
+            return Err(Status::unavailable("another snapshot is being installed"));
+        };
+        let (cluster, member) = (self.server.cluster, self.server.member);
+        let finish =
+            || receiver.finish(&mut self.snapshots.lock(), cluster, member).map_err(|error| refuse(&error));
+        let received = tokio::task::block_in_place(finish)?;
+        gate.hand_on();
+        Ok(received)
     }
 
     fn send(&self, event: Event) -> Result<(), Status> {
@@ -69,6 +106,10 @@ fn refuse(error: &SnapshotError) -> Status {
     Status::internal(error.to_string())
 }
 
+fn malformed() -> Status {
+    Status::invalid_argument("the snapshot's chunks are out of order")
+}
+
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn messages(
@@ -76,14 +117,24 @@ impl Peer for PeerService {
         request: Request<Streaming<MessageBatch>>,
     ) -> Result<Response<MessagesResponse>, Status> {
         let mut batches = request.into_inner();
+        let mut membership = self.server.shared.watch_membership();
+        let mut sender = None;
         loop {
             let batch = tokio::select! {
                 () = self.server.stopping.cancelled() => return Err(status::stopped()),
+                Ok(()) = membership.changed() => {
+                    // A member that was removed may have nothing more to say, and is told at once.
+                    sender.map_or(Ok(()), |from| self.check_member(from))?;
+                    continue;
+                }
                 batch = batches.message() => batch?,
             };
             let Some(batch) = batch else { return Ok(Response::new(MessagesResponse {})) };
             self.check_cluster(batch.cluster_id)?;
             self.check_member(batch.from)?;
+            if sender.replace(batch.from) != Some(batch.from) {
+                self.server.peers.introduce(batch.from, &batch.peer_urls);
+            }
             let mut messages = Vec::with_capacity(batch.messages.len());
             for bytes in &batch.messages {
                 self.server.metrics.peer_received.inc_by(bytes.len() as u64);
@@ -94,7 +145,7 @@ impl Peer for PeerService {
                     messages.push(message);
                 }
             }
-            self.send(Event::Messages(messages))?;
+            self.send(Event::Messages { from: batch.from, messages })?;
         }
     }
 
@@ -103,7 +154,6 @@ impl Peer for PeerService {
         request: Request<Streaming<SnapshotChunk>>,
     ) -> Result<Response<SnapshotResponse>, Status> {
         let mut chunks = request.into_inner();
-        let malformed = || Status::invalid_argument("the snapshot's chunks are out of order");
         let Some(Part::Header(header)) = chunks.message().await?.and_then(|chunk| chunk.part) else {
             return Err(malformed());
         };
@@ -114,32 +164,21 @@ impl Peer for PeerService {
         if message.get_msg_type() != MessageType::MsgSnapshot || message.to != self.server.member {
             return Err(malformed());
         }
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let mut receiver = Receiver::new(&self.snapshots.lock(), serial);
-        let (mut crc, mut length) = (crc32fast::Hasher::new(), 0);
-        let end = loop {
-            match chunks.message().await?.and_then(|chunk| chunk.part) {
-                Some(Part::Data(data)) => {
-                    crc.update(&data.data);
-                    length += data.data.len() as u64;
-                    let push = || receiver.push(data.data).map_err(|error| refuse(&error));
-                    tokio::task::block_in_place(push)?;
-                }
-                Some(Part::End(end)) => break end,
-                _ => return Err(malformed()),
-            }
-        };
-        if end.length != length || end.crc32 != crc.finalize() {
-            return Err(Status::data_loss("the snapshot's checksum is wrong"));
-        }
-        let finish = || {
-            receiver.finish(&mut self.snapshots.lock(), self.server.cluster).map_err(|error| refuse(&error))
-        };
-        let (index, term) = tokio::task::block_in_place(finish)?;
+        let (index, term, conf_state) = self.receive(&mut chunks).await?;
         let metadata = message.mut_snapshot().mut_metadata();
         (metadata.index, metadata.term) = (index, term);
+        metadata.set_conf_state(conf_state);
         self.send(Event::SnapshotReceived { message: Box::new(message) })?;
         Ok(Response::new(SnapshotResponse {}))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvQuery>) -> Result<Response<HashKvAnswer>, Status> {
+        let query = request.into_inner();
+        self.check_cluster(query.cluster_id)?;
+        let (Hash { hash, revision: hash_revision, compacted }, revision) =
+            self.server.hash_at(query.revision)?;
+        let compact_revision = compacted;
+        Ok(Response::new(HashKvAnswer { hash, compact_revision, hash_revision, revision }))
     }
 
     async fn lease_keep_alive(&self, request: Request<LeaseQuery>) -> Result<Response<LeaseAnswer>, Status> {
@@ -151,5 +190,27 @@ impl Peer for PeerService {
         request: Request<LeaseQuery>,
     ) -> Result<Response<LeaseAnswer>, Status> {
         self.lease(request.into_inner(), false).await
+    }
+
+    async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
+        let members = self.server.state.members.read().list();
+        Ok(Response::new(MembersResponse {
+            cluster_id: self.server.cluster,
+            member_id: self.server.member,
+            members: MemberListResponse { header: None, members }.encode_to_vec().into(),
+        }))
+    }
+
+    async fn change_membership(
+        &self,
+        request: Request<MembershipQuery>,
+    ) -> Result<Response<MembershipAnswer>, Status> {
+        let query = request.into_inner();
+        self.check_cluster(query.cluster_id)?;
+        let change = MembershipChange::decode(query.change)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (members, index) = self.server.change_membership_here(change).await?;
+        let members = MemberListResponse { header: None, members }.encode_to_vec().into();
+        Ok(Response::new(MembershipAnswer { index, members }))
     }
 }

@@ -3,7 +3,7 @@
 //! rust-protobuf 2 recurses without a bound when it skips unknown groups (RUSTSEC-2024-0437). So the bytes are walked
 //! here first, without recursion beyond the four message types of the protocol: anything with a group is refused.
 
-use keelson_raft::Message;
+use keelson_raft::{EntryType, Message};
 use protobuf::Message as _;
 
 /// Bytes of one message; entries are bounded by the request size and by the size of an append message.
@@ -23,6 +23,8 @@ struct Shape(&'static [(u64, &'static Shape)]);
 static PLAIN: Shape = Shape(&[]);
 static SNAPSHOT_METADATA: Shape = Shape(&[(1, &PLAIN)]);
 static SNAPSHOT: Shape = Shape(&[(2, &SNAPSHOT_METADATA)]);
+/// What an entry holds that changes the configuration: it is parsed when it is applied.
+static CONFIGURATION_CHANGE: Shape = Shape(&[(2, &PLAIN)]);
 static MESSAGE: Shape = Shape(&[(7, &PLAIN), (9, &SNAPSHOT)]);
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
@@ -69,7 +71,13 @@ pub fn decode(bytes: &[u8]) -> Result<Message, WireError> {
         return Err(WireError::TooLong(bytes.len()));
     }
     is_plain(bytes, &MESSAGE).ok_or(WireError::Malformed)?;
-    Message::parse_from_bytes(bytes).map_err(|_| WireError::Malformed)
+    let message = Message::parse_from_bytes(bytes).map_err(|_| WireError::Malformed)?;
+    for entry in &message.entries {
+        if entry.get_entry_type() != EntryType::EntryNormal {
+            is_plain(&entry.data, &CONFIGURATION_CHANGE).ok_or(WireError::Malformed)?;
+        }
+    }
+    Ok(message)
 }
 
 /// The bytes of a message; none if it cannot be encoded, and then it is as good as lost.
@@ -99,6 +107,21 @@ mod tests {
         assert_eq!(decode(&inside), Err(WireError::Malformed));
         inside[0] = 12 << 3 | 2;
         assert!(decode(&inside).is_ok(), "a field of bytes may hold anything");
+    }
+
+    #[test]
+    fn groups_in_a_change_of_the_configuration_are_refused() {
+        for (kind, expected) in [
+            (EntryType::EntryNormal, true),
+            (EntryType::EntryConfChange, false),
+            (EntryType::EntryConfChangeV2, false),
+        ] {
+            let mut entry = Entry { data: vec![0xa3, 0x06].into(), ..Entry::default() };
+            entry.set_entry_type(kind);
+            let mut message = Message::default();
+            message.mut_entries().push(entry);
+            assert_eq!(decode(&encode(&message).unwrap()).is_ok(), expected, "{kind:?}");
+        }
     }
 
     #[test]

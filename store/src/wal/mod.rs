@@ -66,6 +66,53 @@ pub struct Identity {
     pub member: u64,
 }
 
+/// What lies in a log's directory.
+pub struct Inspected {
+    pub recovered: Recovered,
+    /// None: there is no log.
+    pub identity: Option<Identity>,
+    pub segments: usize,
+    pub bytes: u64,
+}
+
+/// Reads a log and touches nothing.
+///
+/// # Errors
+/// Damage that is no torn tail, and the disk's.
+pub fn inspect(disk: &dyn Disk, directory: &Path, floor: u64) -> Result<Inspected, WalError> {
+    let reading = recover::read(disk, directory, floor)?;
+    let identity = reading.segments.first().map(|first| {
+        let Header { cluster, member, .. } = first.header;
+        Identity { cluster, member }
+    });
+    let bytes = reading.segments.iter().map(|segment| segment.end).sum();
+    Ok(Inspected { recovered: reading.recovered, identity, segments: reading.segments.len(), bytes })
+}
+
+/// Whose log lies in a directory; none if there is no log.
+///
+/// # Errors
+/// A damaged header, and the disk's.
+pub fn identity(disk: &dyn Disk, directory: &Path) -> Result<Option<Identity>, WalError> {
+    let Some(name) = disk.list(directory)?.into_iter().find(|name| name.ends_with(SUFFIX)) else {
+        return Ok(None);
+    };
+    let segment = directory.join(name);
+    let file = disk.open(&segment)?;
+    let mut bytes = [0; HEADER];
+    let readable = file.length()? >= HEADER as u64;
+    if readable {
+        file.read_at(&mut bytes, 0)?;
+    }
+    match Header::decode(&bytes) {
+        Some(Header { cluster, member, .. }) => Ok(Some(Identity { cluster, member })),
+        None => {
+            let what = "the segment's header is damaged or of another version";
+            Err(WalError::Corrupt { segment, offset: 0, what })
+        }
+    }
+}
+
 pub struct Wal {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
@@ -112,6 +159,7 @@ impl Wal {
             let Identity { cluster, member } = identity;
             return Err(WalError::Foreign { found_cluster, found_member, cluster, member });
         }
+        recover::repair(&*disk, &reading)?;
         let hard_state = reading.recovered.hard_state.clone();
         let (salt, active, reserved, segments) = match reading.segments.last() {
             Some(segment) => {

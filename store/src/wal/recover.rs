@@ -1,5 +1,6 @@
-//! Reading the write-ahead log at start: a torn tail is cut off, damage in the middle is refused.
+//! Reading the write-ahead log: a torn tail is cut off, damage in the middle is refused.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -83,13 +84,22 @@ pub struct Segment {
     pub end: u64,
 }
 
+/// Cuts off what was torn: zeros again, so that it can never be taken for part of a later frame.
+pub fn repair(disk: &dyn Disk, reading: &Reading) -> io::Result<()> {
+    let Some(last) = reading.segments.last().filter(|_| reading.recovered.torn > 0) else { return Ok(()) };
+    let file = disk.open(&last.path)?;
+    // A torn write lies in memory as a whole.
+    file.write_at(&vec![0; reading.recovered.torn as usize], last.end)?;
+    file.sync()
+}
+
 pub struct Reading {
     pub recovered: Recovered,
     pub segments: Vec<Segment>,
     pub next_sequence: u64,
 }
 
-/// Reads all segments of a directory. Of entries up to `floor`, which the state machine has, only the last term is kept.
+/// Reads all segments of a directory and changes nothing: see [`repair`]. Of entries up to `floor`, which the state machine has, only the last term is kept.
 pub fn read(disk: &dyn Disk, directory: &Path, floor: u64) -> Result<Reading, WalError> {
     let mut reading = Reading { recovered: Recovered::default(), segments: Vec::new(), next_sequence: 0 };
     let names: Vec<_> =
@@ -148,10 +158,6 @@ fn read_segment(
         if !last || frame::next_frame(&bytes, offset, header.salt).is_some() {
             return Err(corrupt(offset, "a frame is damaged and valid frames follow it"));
         }
-        // Zeros again, so that what was torn can never be taken for part of a later frame.
-        let file = disk.open(&path)?;
-        file.write_at(&vec![0; dirty], offset as u64)?;
-        file.sync()?;
         reading.recovered.torn = dirty as u64;
     }
     reading.segments.push(Segment { path, header, last_index, end: offset as u64 });

@@ -128,6 +128,8 @@ struct Tree {
     /// Batches behind it.
     batches: Vec<Vec<Change>>,
     current: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Bytes ever written to it: it never gives any back.
+    written: u64,
 }
 
 fn change(tree: &mut BTreeMap<Vec<u8>, Vec<u8>>, batch: &[Change]) {
@@ -501,6 +503,8 @@ impl Backend for SimulatedTree {
         self.disk.0.lock().change().map_err(|_| BackendError::Damaged(-1))?;
         let mut tree = self.tree.lock();
         change(&mut tree.current, &batch);
+        let value = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        tree.written += batch.iter().map(|(key, new)| (key.len() + value(new)) as u64).sum::<u64>();
         tree.batches.push(batch);
         if tree.batches.len() > UNSURE {
             let oldest = tree.batches.remove(0);
@@ -509,7 +513,12 @@ impl Backend for SimulatedTree {
         Ok(())
     }
 
+    fn flush(&self) -> Result<(), BackendError> {
+        // Only hands everything to the system: a loss of power may take it back.
+        self.disk.0.lock().change().map_err(|_| BackendError::Damaged(-1))
+    }
+
     fn size(&self) -> u64 {
-        0
+        self.tree.lock().written
     }
 }

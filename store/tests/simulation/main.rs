@@ -94,6 +94,7 @@ fn thresholds() -> fail::FailScenario<'static> {
         ("snapshot_at", 24 << 10),
         ("snapshot_every", 12 << 10),
         ("log_keep", 8 << 10),
+        ("shrink_slack", 4 << 10),
     ] {
         fail::cfg(name, &format!("return({value})")).unwrap();
     }

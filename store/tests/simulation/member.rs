@@ -1,6 +1,5 @@
 //! One member: its disk, which outlives it, and the process that runs on it at a time.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +11,12 @@ use keelson_proto::etcd::etcdserverpb;
 use keelson_raft::{Group, Message};
 use kube_store::apply::State;
 use kube_store::env::{Clock, Env};
+use kube_store::join::Origin;
+use kube_store::membership::Members;
 use kube_store::metrics::{Metrics, WalObserver};
 use kube_store::mvcc::{Store, Values};
 use kube_store::node::{Event, Network, Node, Parts, Shared, SnapshotSender};
+use kube_store::shrink::Shrinker;
 use kube_store::snapshot::{self, Outgoing, Snapshots};
 use kube_store::start::{self, Disks, StartError, TICKS};
 use kube_store::wal::{self, Identity};
@@ -45,7 +47,7 @@ impl Clock for SimulatedClock {
 /// What a member has sent and the network has not taken yet.
 pub enum Sent {
     Messages { to: u64, messages: Vec<Message> },
-    Snapshot { message: Box<Message>, outgoing: Outgoing },
+    Snapshot { message: Box<Message>, outgoing: Box<Outgoing> },
 }
 
 #[derive(Clone, Default)]
@@ -62,10 +64,14 @@ impl Network for Outbox {
         self.0.lock().push(Sent::Messages { to, messages });
     }
 
+    fn follow(&self, _: &Members) {
+        // Whoever is named can be reached.
+    }
+
     fn snapshot_sender(&self) -> SnapshotSender {
         let outbox = self.0.clone();
         Box::new(move |message, outgoing| {
-            outbox.lock().push(Sent::Snapshot { message: Box::new(message), outgoing });
+            outbox.lock().push(Sent::Snapshot { message: Box::new(message), outgoing: Box::new(outgoing) });
         })
     }
 }
@@ -103,19 +109,27 @@ pub fn boot(
         seed,
     };
     let identity = Identity { cluster: CLUSTER, member };
-    let Disks { snapshots, trees, backend, loaded, wal, recovered } =
-        start::open(&env, Path::new("/data"), identity)?;
-    let voters = match snapshots.latest() {
-        Some(manifest) if !manifest.voters.is_empty() => manifest.voters.clone(),
-        _ => members.to_vec(),
+    let members: Vec<etcdserverpb::Member> = members
+        .iter()
+        .map(|id| etcdserverpb::Member {
+            id: *id,
+            peer_urls: vec![format!("http://member-{id}:2380")],
+            ..Default::default()
+        })
+        .collect();
+    let directory = Path::new("/data");
+    // As `join::origin` finds it.
+    let known = wal::identity(&*env.disk, &directory.join("member/wal"))?.is_some();
+    let origin = match known {
+        true => Origin::Known(identity),
+        false => Origin::Bootstrap { identity, members: members.clone() },
     };
+    let Disks { snapshots, trees, backend, loaded, wal, recovered } = start::open(&env, directory, &origin)?;
     let (applied, applied_term) = loaded.applied;
     let values = Values::new(backend, applied);
     let store = Store::new(loaded.index, values, loaded.in_use);
-    let named: BTreeMap<u64, etcdserverpb::Member> =
-        members.iter().map(|id| (*id, etcdserverpb::Member { id: *id, ..Default::default() })).collect();
-    let state = State::new(store, loaded.leases, named, applied)?;
-    let initial = start::initial(recovered, voters, applied);
+    let state = State::new(store, loaded.leases, Members::bootstrap(members), applied)?;
+    let initial = start::initial(recovered, state.members.read().conf_state(), applied);
 
     let (events, inbox) = channel();
     let shared = Arc::new(Shared::default());
@@ -123,7 +137,8 @@ pub fn boot(
     let observer = WalObserver { metrics: metrics.clone(), shared: shared.clone() };
     let (wal, writer) = wal::writer(wal, observer);
     let snapshots = Arc::new(Mutex::new(snapshots));
-    let (keeper, worker) = snapshot::worker(snapshots.clone(), state.clone(), CLUSTER);
+    let (keeper, worker) =
+        snapshot::worker(snapshots.clone(), state.clone(), CLUSTER, Shrinker::new(trees.clone()));
     if state.store.compacted() > 0 {
         keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
     }
@@ -157,6 +172,9 @@ pub fn boot(
             metrics,
             tick: TICK,
             request_ticks: (REQUEST.as_millis() / TICK.as_millis()) as u64,
+            election_ticks: ELECTION_TICKS as u64,
+            strict_reconfig_check: true,
+            max_learners: 1,
             events: events.clone(),
         },
         applied_term,

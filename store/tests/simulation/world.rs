@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use keelson_raft::{Message, MessageType};
+use keelson_raft::{ConfState, Message, MessageType};
 use kube_store::node::{Event, Stopped};
 use kube_store::snapshot::{Outgoing, Receiver, SnapshotError};
 use kube_store::start::StartError;
@@ -47,6 +48,7 @@ pub enum Action {
         life: u64,
     },
     Deliver {
+        from: usize,
         to: usize,
         messages: Vec<Message>,
     },
@@ -254,11 +256,12 @@ impl World {
             Action::Wal { member, .. } => self.write_log(member),
             Action::Keeper { member, .. } => self.keep(member),
             Action::Drain { member, .. } => self.drain(member),
-            Action::Deliver { to, messages } => {
+            Action::Deliver { from, to, messages } => {
                 for message in &messages {
                     self.note(|| format!("  {message:?}"));
                 }
-                self.send(to, Event::Messages(messages));
+                let from = self.members[from].id;
+                self.send(to, Event::Messages { from, messages });
             }
             Action::Snapshot { from, to, life, message, pieces, whole } => {
                 let ok = self.receive(to, message, pieces, whole);
@@ -297,11 +300,14 @@ impl World {
 
     fn tick(&mut self, member: usize) {
         let Member { process: Some(process), rate, life, .. } = &mut self.members[member] else { return };
-        process.node.tick();
+        let result = process.node.tick();
         let delay = TICK.as_nanos() as u64 * 100 / *rate;
         let life = *life;
         self.at(delay, Action::Tick { member, life });
-        self.turn(member);
+        match result {
+            Ok(()) => self.turn(member),
+            Err(stopped) => self.settle(member, Err(stopped)),
+        }
     }
 
     fn turn(&mut self, member: usize) {
@@ -343,14 +349,26 @@ impl World {
 
     fn keep(&mut self, member: usize) {
         let Member { process: Some(process), life, .. } = &mut self.members[member] else { return };
+        let idle = !process.keeper.gather();
         let (life, needs) = (*life, process.keeper.needs());
         if needs.is_some_and(|index| process.state.store.values.drained() < index) {
             self.at(5 * MILLISECOND, Action::Keeper { member, life });
             return;
         }
         let events = process.events.clone();
+        // Not always at once after a job, so that more happens while a tree is built beside.
+        let shrinks = idle || self.random.percent(30);
         process.keeper.step(&|report| drop(events.send(Event::Keeper(report))));
+        let backend = |process: &Process| Arc::as_ptr(&process.state.store.values.backend());
+        let before = backend(process);
+        if shrinks {
+            process.keeper.shrink();
+        }
+        let switched = !std::ptr::addr_eq(before, backend(process));
         process.keeper_busy = false;
+        if switched {
+            self.count("tree shrunk");
+        }
         self.wake(member);
         self.settle(member, Ok(()));
     }
@@ -397,7 +415,8 @@ impl World {
             process.wal_busy = true;
             due.push(0);
         }
-        if !process.keeper_busy && process.keeper.gather() {
+        if !process.keeper_busy && (process.keeper.gather() || process.keeper.pause(Duration::ZERO).is_some())
+        {
             process.keeper_busy = true;
             due.push(1);
         }
@@ -418,7 +437,7 @@ impl World {
         for sent in sent {
             match sent {
                 Sent::Messages { to, messages } => self.transmit(member, to as usize - 1, messages),
-                Sent::Snapshot { message, outgoing } => self.transmit_snapshot(member, message, outgoing),
+                Sent::Snapshot { message, outgoing } => self.transmit_snapshot(member, message, *outgoing),
             }
         }
     }
@@ -436,10 +455,10 @@ impl World {
             let mut twice = messages.clone();
             twice.retain(|message| message.get_msg_type() != MessageType::MsgPropose);
             let delay = self.network.delay(random);
-            self.at(delay, Action::Deliver { to, messages: twice });
+            self.at(delay, Action::Deliver { from, to, messages: twice });
         }
         let delay = self.network.delay(&mut self.random);
-        self.at(delay, Action::Deliver { to, messages });
+        self.at(delay, Action::Deliver { from, to, messages });
     }
 
     fn transmit_snapshot(&mut self, from: usize, message: Box<Message>, mut outgoing: Outgoing) {
@@ -469,9 +488,10 @@ impl World {
     /// As the peers' service does it.
     fn receive(&mut self, to: usize, mut message: Box<Message>, pieces: Vec<Bytes>, whole: bool) -> bool {
         let serial = self.random.next();
-        let Member { process: Some(process), .. } = &mut self.members[to] else { return false };
-        let snapshots = process.snapshots.clone();
-        let receive = || -> Result<(u64, u64), SnapshotError> {
+        let Member { process: Some(process), id: member, .. } = &mut self.members[to] else { return false };
+        let member = *member;
+        let (snapshots, shared) = (process.snapshots.clone(), process.shared.clone());
+        let receive = || -> Result<(u64, u64, ConfState), SnapshotError> {
             let mut receiver = Receiver::new(&snapshots.lock(), serial);
             for piece in pieces {
                 receiver.push(piece)?;
@@ -479,12 +499,18 @@ impl World {
             if !whole {
                 return Err(SnapshotError::Malformed("the stream broke"));
             }
-            receiver.finish(&mut snapshots.lock(), CLUSTER)
+            let Some(gate) = shared.begin_install() else {
+                return Err(SnapshotError::Malformed("another snapshot is being installed"));
+            };
+            let received = receiver.finish(&mut snapshots.lock(), CLUSTER, member)?;
+            gate.hand_on();
+            Ok(received)
         };
         let ok = match receive() {
-            Ok((index, term)) => {
+            Ok((index, term, conf_state)) => {
                 let metadata = message.mut_snapshot().mut_metadata();
                 (metadata.index, metadata.term) = (index, term);
+                metadata.set_conf_state(conf_state);
                 self.send(to, Event::SnapshotReceived { message });
                 self.count("snapshot received");
                 true

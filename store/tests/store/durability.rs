@@ -151,8 +151,9 @@ async fn crash_around_every_durable_step_of_a_snapshot() {
         // The first segment is made at start.
         ("wal_before_rename", 1),
         ("snapshot_before_file", 0),
-        ("snapshot_before_rename", 0),
-        ("snapshot_after_rename", 0),
+        // And the first snapshot: the state with which the cluster begins.
+        ("snapshot_before_rename", 1),
+        ("snapshot_after_rename", 1),
         ("wal_before_cut", 0),
     ] {
         let failpoints = format!("snapshot_at=return(20000000);{point}={passes}*off->panic");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use keelson_proto::etcd::etcdserverpb::cluster_client::ClusterClient;
 use keelson_proto::etcd::etcdserverpb::kv_client::KvClient;
 use keelson_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use keelson_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -27,11 +28,12 @@ pub fn free_port() -> u16 {
 
 pub struct Member {
     pub directory: TempDir,
-    name: String,
+    pub name: String,
     scheme: &'static str,
     pub client_port: u16,
-    peer_port: u16,
-    cluster: String,
+    pub peer_port: u16,
+    /// `--initial-cluster`.
+    pub cluster: String,
     child: Option<Child>,
     pub extra: Vec<String>,
 }
@@ -62,17 +64,37 @@ fn members_with(count: usize, scheme: &'static str) -> Vec<Member> {
     ports
         .into_iter()
         .enumerate()
-        .map(|(i, (client_port, peer_port))| Member {
-            directory: tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap(),
-            name: format!("m{i}"),
-            scheme,
-            client_port,
-            peer_port,
-            cluster: cluster.join(","),
-            child: None,
-            extra: Vec::new(),
-        })
+        .map(|(i, ports)| member(format!("m{i}"), scheme, ports, cluster.join(",")))
         .collect()
+}
+
+fn member(name: String, scheme: &'static str, ports: (u16, u16), cluster: String) -> Member {
+    Member {
+        directory: tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap(),
+        name,
+        scheme,
+        client_port: ports.0,
+        peer_port: ports.1,
+        cluster,
+        child: None,
+        extra: Vec::new(),
+    }
+}
+
+/// A member that is not started yet, and is to join a cluster.
+pub fn newcomer(name: &str) -> Member {
+    newcomer_with(name, "http")
+}
+
+/// As [`newcomer`], with https URLs: certificates are for the caller to give.
+pub fn secure_newcomer(name: &str) -> Member {
+    newcomer_with(name, "https")
+}
+
+fn newcomer_with(name: &str, scheme: &'static str) -> Member {
+    let mut newcomer = member(name.to_owned(), scheme, (free_port(), free_port()), String::new());
+    newcomer.extra = vec!["--initial-cluster-state=existing".to_owned()];
+    newcomer
 }
 
 /// One member that is up.
@@ -98,6 +120,10 @@ pub async fn group(count: usize) -> Vec<Member> {
 impl Member {
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
+    }
+
+    pub fn peer_url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme, self.peer_port)
     }
 
     fn log_path(&self) -> PathBuf {
@@ -199,6 +225,17 @@ impl Member {
         eventually("it is ready", || async { client.get("x").await.ok() }).await;
     }
 
+    /// The flags that say who it is, for `snapshot restore` as well.
+    pub fn identity(&self) -> Vec<String> {
+        let peer = format!("{}://127.0.0.1:{}", self.scheme, self.peer_port);
+        vec![
+            format!("--name={}", self.name),
+            format!("--data-dir={}", self.data().display()),
+            format!("--initial-cluster={}", self.cluster),
+            format!("--initial-advertise-peer-urls={peer}"),
+        ]
+    }
+
     pub fn wal(&self) -> PathBuf {
         self.data().join("member/wal")
     }
@@ -207,8 +244,10 @@ impl Member {
         self.data().join("member/tree")
     }
 
+    /// Those of what was written: not the one with which the cluster begins.
     pub fn snapshots(&self) -> usize {
-        files(&self.data().join("member/snap"), ".manifest").len()
+        let manifests = files(&self.data().join("member/snap"), ".manifest");
+        manifests.iter().filter(|path| !path.ends_with("0000000000000001.manifest")).count()
     }
 }
 
@@ -255,6 +294,7 @@ pub struct Client {
     pub kv: KvClient<Channel>,
     pub watch: WatchClient<Channel>,
     pub lease: LeaseClient<Channel>,
+    pub cluster: ClusterClient<Channel>,
     pub maintenance: MaintenanceClient<Channel>,
 }
 
@@ -264,6 +304,7 @@ impl Client {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             watch: WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             lease: LeaseClient::new(channel.clone()),
+            cluster: ClusterClient::new(channel.clone()),
             maintenance: MaintenanceClient::new(channel),
         }
     }

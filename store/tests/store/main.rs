@@ -6,6 +6,8 @@ mod cluster;
 mod durability;
 mod full_disk;
 mod harness;
+mod membership;
+mod operate;
 mod protocol;
 mod secure;
 mod watch;

@@ -8,6 +8,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::harness::{self, Client, Member, eventually};
+use crate::operate::tool;
+use keelson_proto::etcd::etcdserverpb::MemberAddRequest;
 
 /// A CA and one certificate that is good for everything, as PEM files in a directory.
 fn certificates(directory: &Path) {
@@ -90,4 +92,53 @@ async fn three_members_with_certificates() {
         assert!(metrics.contains(name), "{name} is missing in {metrics}");
     }
     assert!(get(plain[0], "/nothing").starts_with("HTTP/1.1 404"));
+
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (endpoint, cacert) = (format!("--endpoints=127.0.0.1:{}", members[0].client_port), file("ca.crt"));
+    let (target, cacert) = (file("saved.db"), format!("--cacert={cacert}"));
+    let save = ["snapshot", "save", &target, &endpoint, &cacert];
+    let (code, said) = tool(&save);
+    assert_eq!(code, 1, "without a certificate nothing is told: {said}");
+    assert!(!std::path::Path::new(&target).exists());
+    let identity = [format!("--cert={}", file("leaf.crt")), format!("--key={}", file("leaf.key"))];
+    let (code, said) = tool(&[&save[..], &[&identity[0], &identity[1]]].concat());
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = tool(&["snapshot", "status", &target]);
+    assert_eq!(code, 0, "{said}");
+}
+
+/// It asks who the members are with its own certificate, and is not heard without one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_joins_with_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    certificates(directory.path());
+    let mut first = harness::secure_members(1).remove(0);
+    first.extra = flags(directory.path(), harness::free_port());
+    first.start();
+    let client_of_first = client(&first, directory.path(), true);
+    eventually("it leads", || async { client_of_first.put("k", "v").await.ok() }).await;
+    let mut second = harness::secure_newcomer("second");
+    let add = MemberAddRequest { peer_urls: vec![second.peer_url()], is_learner: false };
+    client_of_first.cluster.clone().member_add(add).await.unwrap();
+    second.cluster = format!("m0={},second={}", first.peer_url(), second.peer_url());
+
+    let mut right = flags(directory.path(), harness::free_port());
+    right.push("--initial-cluster-state=existing".to_owned());
+    let wrong = right.iter().filter(|flag| !flag.starts_with("--peer-")).cloned();
+    let own = |name: &str| directory.path().join(name).display().to_string();
+    second.extra = wrong
+        .chain([
+            format!("--peer-cert-file={}", own("leaf.crt")),
+            format!("--peer-key-file={}", own("leaf.key")),
+        ])
+        .collect();
+    second.start();
+    assert!(!second.ended().success());
+    assert!(second.log().contains("cannot fetch cluster info from peer urls"), "{}", second.log());
+
+    second.extra = right;
+    second.start();
+    let client_of_second = client(&second, directory.path(), true);
+    let read = || async { client_of_second.get("k").await.ok().flatten() };
+    assert_eq!(eventually("it serves", read).await, b"v");
 }

@@ -85,7 +85,10 @@ impl Strategy for DaemonSet {
     fn validate_create(&self, object: &Value) -> Vec<Cause> {
         let mut causes = Causes::default();
         let (spec, path) = (object.at("spec"), Path::new("spec"));
-        selector(spec, "daemonset", &path, &mut causes);
+        // Upstream tells of a selector that is missing only by the labels of the template.
+        if spec.has("selector") {
+            selector(spec, "daemonset", &path, &mut causes);
+        }
         template(spec, &path, "DaemonSet", &mut causes);
         rules::not_negative(spec, "minReadySeconds", &path, &mut causes);
         rules::not_negative(spec, "revisionHistoryLimit", &path, &mut causes);

@@ -260,6 +260,16 @@ mod tests {
             &["spec.selector: Invalid value: {}: empty selector is invalid for deployment"],
         );
         check(
+            |spec| {
+                spec.as_object_mut().unwrap().shift_remove("selector");
+                spec["template"]["metadata"].as_object_mut().unwrap().shift_remove("labels");
+            },
+            &[
+                "spec.selector: Required value",
+                "spec.template.metadata.labels: Invalid value: null: `selector` does not match template `labels`",
+            ],
+        );
+        check(
             |spec| spec["progressDeadlineSeconds"] = json!(0),
             &["spec.progressDeadlineSeconds: Invalid value: 0: must be greater than minReadySeconds"],
         );

@@ -41,11 +41,16 @@ fn template(spec: &Value, path: &Path<'_>, kind: &str, causes: &mut Causes) {
     let path = path.child("template");
     let (template, selector) = (spec.at("template"), spec.at("selector"));
     let labels = template.at("metadata").at("labels");
-    if !selector.is_null() && !rules::is_empty_selector(selector) && !rules::selects(selector, labels) {
-        let value = if labels.is_null() { serde_json::json!({}) } else { labels.clone() };
+    // An empty selector selects everything, none at all nothing.
+    let selected = if selector.is_null() {
+        false
+    } else {
+        rules::is_empty_selector(selector) || rules::selects(selector, labels)
+    };
+    if !selected {
         causes.invalid(
             &path.child("metadata").child("labels"),
-            value,
+            labels.clone(),
             "`selector` does not match template `labels`",
         );
     }
@@ -120,4 +125,25 @@ fn workload(spec: Value) -> Value {
 #[cfg(test)]
 fn pod_template() -> Value {
     serde_json::json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_selector_selects_no_template() {
+        const LABELS: &str = "spec.template.metadata.labels: Invalid value: {\"app\":\"web\"}: `selector` does not match template `labels`";
+        const REQUIRED: &str = "spec.selector: Required value";
+        let check = |kind: &crate::Kind, expected: &[&str]| {
+            let mut object = workload(serde_json::json!({"template": pod_template()}));
+            kind.default(&mut object);
+            let texts: Vec<String> = kind.validate_create(&object).iter().map(ToString::to_string).collect();
+            assert_eq!(texts, expected, "{}", kind.resource.kind);
+        };
+        check(&DEPLOYMENT.kind(), &[REQUIRED, LABELS]);
+        check(&REPLICA_SET.kind(), &[REQUIRED, LABELS]);
+        check(&STATEFUL_SET.kind(), &[REQUIRED, LABELS]);
+        check(&DAEMON_SET.kind(), &[LABELS]);
+    }
 }

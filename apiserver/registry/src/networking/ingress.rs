@@ -72,15 +72,18 @@ impl Strategy for Ingress {
     fn validate_create(&self, object: &Value) -> Vec<Cause> {
         let mut causes = Causes::default();
         let annotation = object.at("metadata").at("annotations");
-        if annotation.has(CLASS_ANNOTATION) && object.at("spec").has("ingressClassName") {
-            let path = Path::new("metadata");
+        causes.extend(self.validate_update(object, &Value::Null));
+        if annotation.has(CLASS_ANNOTATION)
+            && object.at("spec").has("ingressClassName")
+            && annotation.text(CLASS_ANNOTATION) != object.at("spec").text("ingressClassName")
+        {
             causes.invalid(
-                &path.child("annotations").child(CLASS_ANNOTATION),
+                // Without `metadata`, as upstream has it.
+                &Path::new("annotations").child(CLASS_ANNOTATION),
                 annotation.text(CLASS_ANNOTATION),
-                "can not be set when the class field is also set",
+                "must match `ingressClassName` when both are specified",
             );
         }
-        causes.extend(self.validate_update(object, &Value::Null));
         causes.into_vec()
     }
 
@@ -88,7 +91,11 @@ impl Strategy for Ingress {
         let mut causes = Causes::default();
         let (spec, path) = (new.at("spec"), Path::new("spec"));
         if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
-            causes.invalid(&path, spec.clone(), "either `defaultBackend` or `rules` must be specified");
+            causes.invalid(
+                &path,
+                spec.at("rules").clone(),
+                "either `defaultBackend` or `rules` must be specified",
+            );
         }
         if spec.has("defaultBackend") {
             backend(spec.at("defaultBackend"), &path.child("defaultBackend"), &mut causes);
@@ -179,6 +186,10 @@ fn rule_causes(rule: &Value, path: &Path<'_>, causes: &mut Causes) {
     for (index, item) in paths.iter().enumerate() {
         let path = path.index(index);
         let value = item.text("path");
+        if !item.has("pathType") {
+            causes.required(&path.child("pathType"), "pathType must be specified");
+            continue;
+        }
         match item.text("pathType") {
             "Exact" | "Prefix" => {
                 if !value.starts_with('/') {
@@ -200,7 +211,6 @@ fn rule_causes(rule: &Value, path: &Path<'_>, causes: &mut Causes) {
                     causes.invalid(&path.child("path"), value, "must be an absolute path");
                 }
             }
-            "" => causes.required(&path.child("pathType"), "pathType must be specified"),
             other => causes.not_supported(
                 &path.child("pathType"),
                 other,
@@ -223,10 +233,10 @@ fn backend(backend: &Value, path: &Path<'_>, causes: &mut Causes) {
             }
         }
         (false, true) => {
-            causes.required(&path.child("service"), "");
+            causes.invalid(path, "", "resource or service backend is required");
         }
         (false, false) => {
-            let path = path.child("service");
+            let (backend, path) = (path, path.child("service"));
             let (name, port) = (service.text("name"), service.at("port"));
             if name.is_empty() {
                 causes.required(&path.child("name"), "");
@@ -235,10 +245,10 @@ fn backend(backend: &Value, path: &Path<'_>, causes: &mut Causes) {
             }
             let path = path.child("port");
             match (port.text("name"), port.int("number").unwrap_or(0)) {
-                ("", 0) => causes.required(&path, "port name or number is required"),
+                ("", 0) => causes.required(backend, "port name or number is required"),
                 ("", number) => rules::port_number(number, &path.child("number"), causes),
                 (name, 0) => causes.syntax(&path.child("name"), name, names::port_name(name)),
-                _ => causes.invalid(&path, "", "cannot set both port name & port number"),
+                _ => causes.invalid(backend, "", "cannot set both port name & port number"),
             }
         }
     }
@@ -340,9 +350,48 @@ mod tests {
             &[
                 "spec.rules[0].host",
                 "spec.rules[0].http.paths[0].path",
-                "spec.rules[0].http.paths[0].backend.service",
+                "spec.rules[0].http.paths[0].backend",
             ],
         );
+        check(
+            json!({"rules": [{"http": {"paths": [{"path": "/", "backend": {}}]}}]}),
+            &["spec.rules[0].http.paths[0].pathType"],
+        );
+    }
+
+    #[test]
+    fn messages() {
+        let check = |ingress: Value, expected: &str| {
+            let texts: Vec<String> =
+                Ingress.validate_create(&ingress).iter().map(ToString::to_string).collect();
+            assert_eq!(texts, [expected], "{ingress}");
+        };
+        let spec = |spec: Value| json!({ "spec": spec });
+        check(
+            spec(json!({})),
+            "spec: Invalid value: null: either `defaultBackend` or `rules` must be specified",
+        );
+        check(
+            spec(json!({"defaultBackend": {}})),
+            "spec.defaultBackend: Invalid value: \"\": resource or service backend is required",
+        );
+        check(
+            spec(json!({"defaultBackend": {"service": {"name": "web"}}})),
+            "spec.defaultBackend: Required value: port name or number is required",
+        );
+        check(
+            spec(json!({"defaultBackend": {"service": {"name": "web", "port": {"name": "a", "number": 1}}}})),
+            "spec.defaultBackend: Invalid value: \"\": cannot set both port name & port number",
+        );
+        let classes = |annotation: &str| {
+            json!({"metadata": {"annotations": {CLASS_ANNOTATION: annotation}}, "spec": {"ingressClassName": "a",
+                "defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}})
+        };
+        check(
+            classes("b"),
+            "annotations.kubernetes.io/ingress.class: Invalid value: \"b\": must match `ingressClassName` when both are specified",
+        );
+        assert_eq!(Ingress.validate_create(&classes("a")), []);
     }
 
     #[test]

@@ -44,7 +44,7 @@ async fn the_store_is_reached_over_tls() {
     assert!(error.contains("/nowhere/ca.crt"), "{error}");
 }
 
-/// An authority, a server for 127.0.0.1 and a client, as files.
+/// An authority, a server for [`server::HOST`] and a client, as files.
 fn certificates(directory: &std::path::Path) -> StoreTls {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let write = |name: &str, text: String| {
@@ -60,7 +60,7 @@ fn certificates(directory: &std::path::Path) -> StoreTls {
     let issue = |name: &str| {
         let key = KeyPair::generate().unwrap();
         let certificate =
-            CertificateParams::new(vec!["127.0.0.1".into()]).unwrap().signed_by(&key, &issuer).unwrap();
+            CertificateParams::new(vec![server::HOST.into()]).unwrap().signed_by(&key, &issuer).unwrap();
         (write(&format!("{name}.crt"), certificate.pem()), write(&format!("{name}.key"), key.serialize_pem()))
     };
     issue("server");

@@ -22,9 +22,13 @@ pub struct Server {
     scheme: &'static str,
 }
 
+/// Where stores listen. Connections on the loopback interface come from ports of 127.0.0.1, so that none of them can
+/// take the port of a store that is about to be started again.
+pub const HOST: &str = "127.0.0.2";
+
 /// An address that was free a moment ago.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap()
 }
 
 impl Server {
@@ -82,7 +86,9 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("the store did not start");
+        let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        panic!("the store did not start:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
     }
 
     pub async fn compact(&self, revision: u64) {

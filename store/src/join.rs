@@ -1,0 +1,260 @@
+//! Who a member is when it starts: its data directory says so, or it begins a cluster with others, or it joins one, whose
+//! members tell it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keelson_proto::etcd::etcdserverpb::{Member, MemberListResponse};
+use prost::Message;
+use tokio::task::JoinSet;
+
+use crate::config::{ClusterState, Config, ConfigError, InitialMember, Url};
+use crate::env::Env;
+use crate::transport::{REMOVED, ask_members};
+use crate::wal::{self, Identity, WalError};
+
+/// How long one that joins tries to learn who the members are.
+const PATIENCE: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// In a data directory, below `member`: it was made by a member that joined, and has no state before its first snapshot.
+const JOINING: &str = "joining";
+/// There, too: its member was removed for good.
+const GONE: &str = "removed";
+
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error("invalid configuration")]
+    Config(#[from] ConfigError),
+    #[error("data directory {} cannot be used", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
+    #[error("cannot open the write-ahead log")]
+    Wal(#[from] WalError),
+    #[error(
+        "{REMOVED}: data directory {} is of no use any more; remove it, and add the member anew, to let it join again", .0.display()
+    )]
+    Removed(PathBuf),
+    #[error(
+        "member {name} ({id:x}) has already been bootstrapped, but its data directory is empty: remove the member, add it anew and start it with --initial-cluster-state=existing"
+    )]
+    Bootstrapped { name: String, id: u64 },
+    #[error("--initial-cluster-state=existing: --initial-cluster names no other member to ask")]
+    Alone,
+    #[error("cannot fetch cluster info from peer urls: {url}: {reason}")]
+    Unreachable { url: Url, reason: String },
+    #[error(
+        "error validating peerURLs: member count is unequal: the cluster has {theirs}, --initial-cluster names {ours}; as `member add` prints it"
+    )]
+    Count { theirs: usize, ours: usize },
+    #[error(
+        "error validating peerURLs: no match found for existing member ({id:x}, {urls:?}) in --initial-cluster"
+    )]
+    NoMatch { id: u64, urls: Vec<String> },
+}
+
+/// Where a member comes from.
+#[derive(Debug)]
+pub enum Origin {
+    /// Its data directory says who it is.
+    Known(Identity),
+    /// It begins a cluster with these members.
+    Bootstrap { identity: Identity, members: Vec<Member> },
+    /// It joins these members, of which it is one.
+    Join {
+        identity: Identity,
+        members: Vec<Member>,
+        /// It was a member before, and has lost what it promised.
+        lost: bool,
+    },
+}
+
+impl Origin {
+    pub fn identity(&self) -> Identity {
+        match self {
+            Origin::Known(identity) | Origin::Bootstrap { identity, .. } | Origin::Join { identity, .. } => {
+                *identity
+            }
+        }
+    }
+}
+
+/// As the configuration names them.
+pub fn initial_members(members: &[InitialMember]) -> Vec<Member> {
+    let urls = |urls: &[Url]| {
+        let mut urls: Vec<String> = urls.iter().map(Url::to_string).collect();
+        urls.sort();
+        urls
+    };
+    let member = |member: &InitialMember| Member {
+        id: member.id,
+        name: member.name.clone(),
+        peer_urls: urls(&member.peer_urls),
+        ..Member::default()
+    };
+    members.iter().map(member).collect()
+}
+
+/// Leaves a durable note in a data directory.
+fn note(env: &Env, directory: &Path, name: &str) -> Result<(), JoinError> {
+    let place = directory.join("member");
+    let write = || {
+        env.disk.create_dir(&place)?;
+        env.disk.create(&place.join(name))?.sync()?;
+        env.disk.sync_dir(&place)
+    };
+    write().map_err(|error| JoinError::Directory(directory.to_owned(), error))
+}
+
+/// Marks a data directory as one of a member that was removed.
+///
+/// # Errors
+/// The disk's.
+pub fn mark_removed(env: &Env, directory: &Path) -> Result<(), JoinError> {
+    note(env, directory, GONE)
+}
+
+/// Finds out who this member is.
+///
+/// # Errors
+/// That it may not start, or cannot yet.
+pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
+    let directory = config.data_directory();
+    let member = directory.join("member");
+    let list =
+        |path: &Path| env.disk.list(path).map_err(|error| JoinError::Directory(directory.clone(), error));
+    let names = list(&member)?;
+    let has = |name: &str| names.iter().any(|found| found == name);
+    if has(GONE) {
+        return Err(JoinError::Removed(directory));
+    }
+    let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
+    match wal::identity(&*env.disk, &member.join("wal"))? {
+        Some(identity) if begun || !has(JOINING) => Ok(Origin::Known(identity)),
+        None if config.initial_cluster_state == ClusterState::New || begun => bootstrap(config).await,
+        _ => {
+            let origin = join(config).await?;
+            note(env, &directory, JOINING)?;
+            Ok(origin)
+        }
+    }
+}
+
+async fn bootstrap(config: &Config) -> Result<Origin, JoinError> {
+    let (member, members) = config.members()?;
+    let identity = Identity { cluster: Config::cluster_id(&members), member };
+    // One that has lost its data must not begin again: it would vote a second time. Those that do not answer cannot
+    // know; they may be just about to start.
+    let credentials = config.peer_credentials();
+    let others = members.iter().filter(|other| other.id != member).flat_map(|other| &other.peer_urls);
+    let ask = |url: &Url| {
+        let (url, credentials) = (url.clone(), credentials.clone());
+        async move { ask_members(&url, &credentials).await }
+    };
+    for answer in others.map(ask).collect::<JoinSet<_>>().join_all().await.into_iter().flatten() {
+        let list = MemberListResponse::decode(answer.members).unwrap_or_default();
+        let own = list.members.iter().find(|known| known.id == member);
+        if answer.cluster_id == identity.cluster && own.is_some_and(|known| !known.client_urls.is_empty()) {
+            return Err(JoinError::Bootstrapped { name: config.name.clone(), id: member });
+        }
+    }
+    Ok(Origin::Bootstrap { identity, members: initial_members(&members) })
+}
+
+async fn join(config: &Config) -> Result<Origin, JoinError> {
+    let (_, members) = config.members()?;
+    let credentials = config.peer_credentials();
+    let urls: Vec<&Url> =
+        members.iter().filter(|other| other.name != config.name).flat_map(|other| &other.peer_urls).collect();
+    let begun = tokio::time::Instant::now();
+    loop {
+        let mut failed = JoinError::Alone;
+        for url in &urls {
+            let found = match ask_members(url, &credentials).await {
+                Ok(answer) => {
+                    let list = MemberListResponse::decode(answer.members).unwrap_or_default();
+                    identify(config, &members, answer.cluster_id, list.members)
+                }
+                Err(status) => {
+                    Err(JoinError::Unreachable { url: (*url).clone(), reason: status.message().to_owned() })
+                }
+            };
+            match found {
+                Ok(origin) => return Ok(origin),
+                Err(error) => failed = error,
+            }
+        }
+        // Whoever was asked may be behind, or just starting.
+        if matches!(failed, JoinError::Alone) || begun.elapsed() > PATIENCE {
+            return Err(failed);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Finds this member among those that the cluster has, by peer URLs; both lists have to be the same.
+fn identify(
+    config: &Config,
+    named: &[InitialMember],
+    cluster: u64,
+    existing: Vec<Member>,
+) -> Result<Origin, JoinError> {
+    if existing.len() != named.len() {
+        return Err(JoinError::Count { theirs: existing.len(), ours: named.len() });
+    }
+    let named = initial_members(named);
+    let mut own = None;
+    for member in &existing {
+        let mut urls = member.peer_urls.clone();
+        urls.sort();
+        let Some(found) = named.iter().find(|named| named.peer_urls == urls) else {
+            return Err(JoinError::NoMatch { id: member.id, urls });
+        };
+        if found.name == config.name {
+            own = Some(member);
+        }
+    }
+    // As many, and each with URLs of its own: so this one is among them.
+    let own = own.ok_or_else(|| ConfigError::NotInCluster(config.name.clone()))?;
+    let identity = Identity { cluster, member: own.id };
+    let lost = !own.name.is_empty();
+    Ok(Origin::Join { identity, members: existing, lost })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn existing(id: u64, port: u16, name: &str) -> Member {
+        let peer_urls = vec![format!("http://localhost:{port}")];
+        Member { id, name: name.to_owned(), peer_urls, ..Member::default() }
+    }
+
+    fn check(members: Vec<Member>, expected: Result<(u64, bool), &str>) {
+        let config = Config::parse_from([
+            "kube-store",
+            "--name=b",
+            "--initial-cluster=a=http://localhost:1,b=http://localhost:2",
+            "--initial-advertise-peer-urls=http://localhost:2",
+        ]);
+        let (_, named) = config.members().unwrap();
+        match (identify(&config, &named, 7, members), expected) {
+            (Ok(Origin::Join { identity, lost, .. }), Ok(expected)) => {
+                assert_eq!((identity.member, lost), expected);
+                assert_eq!(identity.cluster, 7);
+            }
+            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+            (found, expected) => panic!("{found:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_member_finds_itself_by_its_peer_urls() {
+        check(vec![existing(10, 1, "a"), existing(20, 2, "")], Ok((20, false)));
+        check(vec![existing(10, 1, "a"), existing(20, 2, "b")], Ok((20, true)));
+        check(vec![existing(10, 1, "a")], Err("member count is unequal"));
+        check(vec![existing(10, 1, "a"), existing(20, 3, "")], Err("no match found for existing member (14"));
+    }
+}
