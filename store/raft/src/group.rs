@@ -436,7 +436,7 @@ impl<R> Group<R> {
             must_sync: ready.must_sync(),
         };
         let mut messages = released;
-        messages.append(&mut ready.take_messages());
+        messages.extend(ready.take_messages().into_iter().filter_map(|message| self.mend(message)));
         let held = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
         let read_states = ready.take_read_states();
@@ -462,6 +462,20 @@ impl<R> Group<R> {
             .collect();
         self.settle();
         Some(Output { messages, write: Some(write), committed, reads })
+    }
+
+    /// raft-rs adds entries to an append that still waits to be sent without any, even if that one stands elsewhere in the
+    /// log: after a rejection they begin before it. Its receiver would acknowledge as many entries behind that place as
+    /// it got, which it does not have. None: what precedes them is no longer here.
+    fn mend(&self, mut message: Message) -> Option<Message> {
+        if message.get_msg_type() == MessageType::MsgAppend
+            && let Some(before) = message.entries.first().map(|first| first.index - 1)
+            && before != message.index
+        {
+            message.log_term = self.node.raft.raft_log.term(before).ok()?;
+            message.index = before;
+        }
+        Some(message)
     }
 
     /// Contexts are unique among members and within a process's life; an answer to an earlier life is not ours, since

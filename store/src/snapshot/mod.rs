@@ -106,6 +106,8 @@ impl Snapshots {
         if let Some(manifest) = latest.as_ref().filter(|manifest| manifest.cluster_id != cluster) {
             return Err(SnapshotError::Foreign(manifest.cluster_id));
         }
+        // A process that was killed may have named it so and not made that durable: from now on the log is cut behind it.
+        disk.sync_dir(directory)?;
         let snapshots = Self { disk, directory: directory.to_owned(), latest };
         snapshots.remove_unused()?;
         Ok(snapshots)

@@ -156,6 +156,10 @@ impl Wal {
         let (salt, active, reserved, segments) = match reading.segments.last() {
             Some(segment) => {
                 let file = disk.open(&segment.path)?;
+                // A process that was killed may have written what it did not sync: it was read, so it counts from now on,
+                // and the next frame may go to another segment.
+                file.sync().map_err(WalError::Sync)?;
+                disk.sync_dir(directory).map_err(WalError::Sync)?;
                 let reserved = file.length()?;
                 (segment.header.salt, file, reserved, reading.segments)
             }
