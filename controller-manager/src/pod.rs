@@ -59,6 +59,8 @@ pub struct PodInfo {
     pub ready: Option<Timestamp>,
     /// Conditions that are true, but for the usual ones.
     pub conditions: Box<[Box<str>]>,
+    /// Since when it is the target of a disruption; not of the kubelet's, which may come any time later.
+    pub disrupted: Option<Timestamp>,
     pub addresses: Box<[Box<str>]>,
     pub started: Option<Timestamp>,
     /// When the last of its containers ended.
@@ -156,6 +158,11 @@ impl PodInfo {
                     )
             });
             info.conditions = special.map(|condition| condition.type_.as_str().into()).collect();
+            let target = pods::condition(status, pods::DISRUPTION_TARGET).filter(|target| {
+                target.status == "True" && target.reason.as_deref() != Some("TerminationByKubelet")
+            });
+            info.disrupted = target
+                .map(|target| target.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0));
             let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
             info.addresses = listed.map(Into::into).collect();
             if info.addresses.is_empty() {

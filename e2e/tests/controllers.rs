@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use e2e::api::Api;
 use e2e::kubectl::Kubectl;
-use e2e::pods::{LONG, container, event, shell, template};
+use e2e::pods::{LONG, container, event, shell, sleeper, template, until_pod};
 use e2e::wait::until;
 use http::Method;
 use serde_json::{Value, json};
@@ -297,6 +297,25 @@ fn a_budget_lets_go_of_pods_one_by_one() {
     });
     assert_eq!((&status["disruptionsAllowed"], condition(&status)), (&json!(0), "SyncFailed".to_owned()));
     event(&kubectl, "web", "CalculateExpectedPodCountFailed");
+}
+
+#[test]
+fn a_disruption_that_did_not_come_is_taken_back() {
+    let kubectl = Kubectl::shared("spared");
+    sleeper(&kubectl, "spared", None);
+    // As an eviction leaves it whose delete was refused, long ago.
+    let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let patch = json!({"status": {"conditions": [condition]}}).to_string();
+    kubectl.run(&["patch", "pod", "spared", "--subresource=status", "--type=strategic", "-p", &patch]);
+    let pod = until_pod(&kubectl, "spared", "the condition is taken back", |pod| {
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|known| known["type"] == "DisruptionTarget" && known["status"] == "False")
+    });
+    let conditions = pod["status"]["conditions"].as_array().unwrap();
+    let condition = conditions.iter().find(|known| known["type"] == "DisruptionTarget").unwrap();
+    assert!(condition["reason"].is_null() && condition["message"].is_null(), "{condition}");
+    assert!(pod["metadata"]["deletionTimestamp"].is_null(), "{}", pod["metadata"]);
 }
 
 #[test]

@@ -17,12 +17,17 @@ pub mod worker;
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, ObjectReference, Pod};
 
 use crate::{runtime::names, status::compute::Waiting};
 
 /// How a container id is prefixed in a status; upstream takes it from the runtime's Version.
 pub const RUNTIME_NAME: &str = "containerd";
+
+/// Whether the runtime had a container for this status.
+pub fn had_run(status: &ContainerStatus) -> bool {
+    status.container_id.as_deref().is_some_and(|id| !id.is_empty())
+}
 
 /// Where a pod was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodSpec, PodStatus};
 
 use crate::runtime::{
     names,
@@ -140,8 +140,8 @@ pub fn from_ephemeral(container: &k8s_openapi::api::core::v1::EphemeralContainer
     }
 }
 
-/// What brings the observed pod nearer to its spec.
-pub fn plan(pod: &Pod, observed: &ObservedPod, verdicts: &Verdicts) -> Plan {
+/// What brings the observed pod nearer to its spec; `known` is its last status, which outlives the runtime's records.
+pub fn plan(pod: &Pod, observed: &ObservedPod, known: &PodStatus, verdicts: &Verdicts) -> Plan {
     let Some(spec) = &pod.spec else { return Plan::default() };
     let inits = spec.init_containers.as_deref().unwrap_or_default();
     let policy = RestartPolicy::of(spec);
@@ -157,7 +157,7 @@ pub fn plan(pod: &Pod, observed: &ObservedPod, verdicts: &Verdicts) -> Plan {
         plan.start = first_containers(spec);
         return plan;
     }
-    ephemeral(spec, observed, &mut plan);
+    ephemeral(spec, observed, known, &mut plan);
     let current = |name: &str| observed.container(name).filter(|c| c.sandbox_id == sandbox.id || c.may_run());
     let any_regular_ran = spec.containers.iter().any(|container| current(&container.name).is_some());
     let initialized = init_containers(spec, inits, observed, verdicts, any_regular_ran, &mut plan);
@@ -367,10 +367,15 @@ fn init_containers(
     initialized || any_regular_ran
 }
 
-/// Ephemeral containers start once and never again.
-fn ephemeral(spec: &PodSpec, observed: &ObservedPod, plan: &mut Plan) {
+/// Ephemeral containers start once and never again, also when the runtime has forgotten them.
+fn ephemeral(spec: &PodSpec, observed: &ObservedPod, known: &PodStatus, plan: &mut Plan) {
+    let ran = |name: &str| {
+        let statuses = known.ephemeral_container_statuses.as_deref().unwrap_or_default();
+        let state = statuses.iter().find(|status| status.name == name).and_then(|found| found.state.as_ref());
+        state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    };
     for (index, container) in spec.ephemeral_containers.iter().flatten().enumerate() {
-        if observed.container(&container.name).is_none() {
+        if observed.container(&container.name).is_none() && !ran(&container.name) {
             plan.start.push(Slot { kind: Kind::Ephemeral, index });
         }
     }

@@ -86,7 +86,7 @@ fn check(pod: &Pod, sandbox: &str, containers: &[&str], expected: &str) {
 }
 
 fn check_probed(pod: &Pod, sandbox: &str, containers: &[&str], verdicts: &Verdicts, expected: &str) {
-    let plan = plan(pod, &observed(sandbox, containers), verdicts);
+    let plan = plan(pod, &observed(sandbox, containers), &PodStatus::default(), verdicts);
     assert_eq!(line(&plan), expected, "{sandbox} {containers:?}");
 }
 
@@ -147,4 +147,25 @@ fn failed_probes_and_changed_images_restart() {
     let mut changed = one("Always");
     changed.spec.as_mut().unwrap().containers[0].image = Some("other".into());
     check(&changed, "ready", &["c:run"], "-c +0");
+}
+
+#[test]
+fn an_ephemeral_container_starts_once() {
+    let pod = pod(serde_json::json!({"containers": [{"name": "c", "image": "i"}],
+        "ephemeralContainers": [{"name": "e", "image": "i"}]}));
+    let check = |containers: &[&str], state: serde_json::Value, expected: &str| {
+        let known = serde_json::json!({"ephemeralContainerStatuses": [{"name": "e", "image": "i", "imageID": "",
+            "ready": false, "restartCount": 0, "state": state}]});
+        let known = serde_json::from_value(known).unwrap();
+        let plan = plan(&pod, &observed("ready", containers), &known, &Verdicts::default());
+        assert_eq!(line(&plan), expected, "{containers:?} {state}");
+    };
+    let waiting = serde_json::json!({"waiting": {"reason": "ContainerCreating"}});
+    check(&["c:run"], waiting.clone(), "+ephemeral0");
+    check(&["c:run", "e:run"], waiting.clone(), "");
+    check(&["c:run", "e:exit1"], waiting, "");
+    // The runtime has no record of it, the API server has.
+    check(&["c:run"], serde_json::json!({"running": {}}), "");
+    check(&["c:run"], serde_json::json!({"terminated": {"exitCode": 0}}), "");
+    check(&[], serde_json::json!({"terminated": {"exitCode": 0}}), "+0");
 }

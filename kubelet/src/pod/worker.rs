@@ -220,9 +220,14 @@ impl Worker {
         let wake = self.wake.clone();
         let kubelet = self.kubelet.clone();
         self.probes.reconcile(&kubelet, pod, observed, &wake, &self.was_ready);
-        let plan = plan::plan(pod, observed, &self.probes.verdicts(observed));
+        let plan = plan::plan(pod, observed, &self.status, &self.probes.verdicts(observed));
         self.forget_waiting(observed, &plan);
         self.publish(desired, observed, false);
+        // Nothing is started again in what is over: containers of which the records are lost had run, too.
+        if compute::is_terminal(&self.status) {
+            self.life = Life::Ending;
+            return Next::Again;
+        }
         if plan.kill_pod {
             let killing = kill::pod(&kubelet, pod, observed, desired.grace());
             if let Err(error) = self.reporting(desired, observed, killing).await {

@@ -10,10 +10,11 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
 use keelson_component_base::serve::{Body, text};
 use keelson_proto::cri;
 use keelson_streaming::{
-    remote_command::{self, Streams},
+    remote_command::{self, StdinEnd, Streams},
     tunnel,
     upgrade::{self, Switched, UpgradeError},
     websocket,
@@ -24,10 +25,14 @@ use super::{Refusal, Server, bare_id, query};
 const PROTOCOL_VERSION: &str = "x-stream-protocol-version";
 const PORT_FORWARD_PROTOCOL: &str = "portforward.k8s.io";
 
+/// containerd drops the output of an attachment as soon as its stdin ends, unless the container has stdinOnce: what a
+/// command says in answer to the last of its input would not arrive. kubectl ends stdin when a pipe into it ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// What the streams carry.
 #[derive(Debug, Clone, Copy)]
 enum Traffic {
-    Command(Streams),
+    Command(Streams, StdinEnd),
     Ports,
 }
 
@@ -44,6 +49,15 @@ fn running_container(server: &Server, path: &str, prefix: &str) -> Result<String
         Some(id) if running => Ok(bare_id(id).to_owned()),
         _ => Err(Refusal::Internal(format!("container not found ({:?})", found.name))),
     }
+}
+
+/// Whether the container's stdin ends with the first attachment to it.
+fn stdin_once(pod: &Pod, container: &str) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let once = containers.map(|found| (&found.name, found.stdin_once));
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|found| (&found.name, found.stdin_once));
+    once.chain(ephemeral).any(|(name, once)| name == container && once == Some(true))
 }
 
 fn internal(error: &dyn std::fmt::Display) -> Refusal {
@@ -72,12 +86,19 @@ pub async fn exec(server: Server, request: Request<Incoming>) -> Result<Response
         stderr: streams.stderr,
     };
     let url = server.kubelet.runtime.exec(wanted).await.map_err(|error| internal(&error))?.url;
-    join(request, &url, Traffic::Command(streams)).await
+    join(request, &url, Traffic::Command(streams, StdinEnd::OfInput)).await
 }
 
 /// Connects to the streams of a container's own process.
 pub async fn attach(server: Server, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-    let id = running_container(&server, request.uri().path(), "/attach/")?;
+    let path = request.uri().path();
+    let id = running_container(&server, path, "/attach/")?;
+    let stdin_end = match query::segments(path, "/attach/").as_slice() {
+        [namespace, pod, .., container] if !stdin_once(&server.pod(namespace, pod, None)?.0, container) => {
+            StdinEnd::OfAttachment(LAST_WORDS)
+        }
+        _ => StdinEnd::OfInput,
+    };
     let streams = streams(request.uri().query().unwrap_or_default())?;
     let wanted = cri::AttachRequest {
         container_id: id,
@@ -87,7 +108,7 @@ pub async fn attach(server: Server, request: Request<Incoming>) -> Result<Respon
         stderr: streams.stderr,
     };
     let url = server.kubelet.runtime.attach(wanted).await.map_err(|error| internal(&error))?.url;
-    join(request, &url, Traffic::Command(streams)).await
+    join(request, &url, Traffic::Command(streams, stdin_end)).await
 }
 
 /// Connects to ports of a pod.
@@ -182,7 +203,7 @@ async fn join_websocket(
     traffic: Traffic,
 ) -> Result<Response<Body>, Refusal> {
     let (spoken, version): (&[&str], _) = match traffic {
-        Traffic::Command(_) => (remote_command::PROTOCOLS, remote_command::RUNTIME_PROTOCOL),
+        Traffic::Command(..) => (remote_command::PROTOCOLS, remote_command::RUNTIME_PROTOCOL),
         Traffic::Ports => (&[tunnel::PORT_FORWARD], PORT_FORWARD_PROTOCOL),
     };
     let offered = websocket::offered(request.headers()).join(", ");
@@ -207,7 +228,9 @@ async fn join_websocket(
             }
         };
         match traffic {
-            Traffic::Command(streams) => remote_command::translate(client, runtime, streams, protocol).await,
+            Traffic::Command(streams, stdin_end) => {
+                remote_command::translate(client, runtime, streams, stdin_end, protocol).await;
+            }
             Traffic::Ports => tunnel::websocket(client, runtime).await,
         }
     });

@@ -212,7 +212,7 @@ fn container_status(
         ..ContainerStatus::default()
     };
     let Some(newest) = newest else {
-        absent(inputs, &mut status, previous, waiting_reason);
+        absent(inputs, &mut status, previous, policy.of_container(container), waiting_reason);
         return status;
     };
     status.container_id = Some(format!("{}://{}", crate::pod::RUNTIME_NAME, newest.id));
@@ -224,7 +224,7 @@ fn container_status(
     status.last_state = before
         .and_then(|before| terminated(inputs, before))
         .map(|terminated| ContainerState { terminated: Some(terminated), ..Default::default() })
-        .or_else(|| previous.and_then(|previous| previous.last_state.clone()));
+        .or_else(|| previous.and_then(|previous| last_known(previous, status.container_id.as_deref())));
     match &newest.state {
         State::Running { started_at } => {
             let probed = (inputs.probed)(newest, name);
@@ -310,6 +310,7 @@ fn absent(
     inputs: &Inputs<'_>,
     status: &mut ContainerStatus,
     previous: Option<&ContainerStatus>,
+    policy: RestartPolicy,
     reason: &str,
 ) {
     if let Some(previous) = previous {
@@ -318,7 +319,7 @@ fn absent(
         let state = previous.state.as_ref();
         let ended = state.is_some_and(|state| state.terminated.is_some());
         let ran = state.is_some_and(|state| state.running.is_some());
-        if ended || (ran && inputs.terminating) {
+        if ended || (ran && (inputs.terminating || policy == RestartPolicy::Never)) {
             status.container_id.clone_from(&previous.container_id);
             status.image_id.clone_from(&previous.image_id);
             status.state = if ended {
@@ -328,11 +329,26 @@ fn absent(
             };
             return;
         }
+        // It had run and is to run again. The id is not carried on, so that this is counted once.
+        if crate::pod::had_run(previous) && !inputs.terminating {
+            status.restart_count += 1;
+            if ran {
+                let ended = ContainerState { terminated: Some(lost(previous)), ..Default::default() };
+                status.last_state = Some(ended);
+            }
+        }
     }
     status.state = Some(match inputs.waiting.get(&status.name) {
         Some(waiting_for) => waiting(&waiting_for.reason, Some(&waiting_for.message)),
         None => waiting(reason, None),
     });
+}
+
+/// The termination before the container with this id, of which the runtime has no record.
+fn last_known(previous: &ContainerStatus, id: Option<&str>) -> Option<ContainerState> {
+    let ended = previous.state.as_ref().filter(|state| state.terminated.is_some());
+    let before = ended.filter(|_| previous.container_id.as_deref() != id).or(previous.last_state.as_ref());
+    before.cloned()
 }
 
 /// The end of a container that the runtime no longer knows.
@@ -416,7 +432,7 @@ fn phase(
             ContainerState { waiting: Some(_), .. } => match status.last_state.as_ref() {
                 Some(last) if last.terminated.is_some() => {
                     stopped += 1;
-                    restarting = true;
+                    restarting |= policy.of_container(container) != RestartPolicy::Never;
                 }
                 _ => waiting += 1,
             },

@@ -191,3 +191,65 @@ fn mounts_are_told_with_their_depth() {
             {"name": "c", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"}])
     );
 }
+
+/// The status of the one container, of which the runtime has these records, after it was as given.
+fn after(pod: &Pod, containers: &[&str], previous: &PodStatus, terminating: bool) -> PodStatus {
+    run(pod, containers, &Case { previous: previous.clone(), terminating, ..Case::default() })
+}
+
+fn known(list: &str, state: serde_json::Value) -> PodStatus {
+    serde_json::from_value(serde_json::json!({list: [{"name": "c", "image": "i", "imageID": "sha",
+        "containerID": "containerd://old", "ready": true, "restartCount": 3, "state": state}]}))
+    .unwrap()
+}
+
+#[test]
+fn restarts_are_counted_on_when_records_are_lost() {
+    let running = serde_json::json!({"running": {}});
+    let backing_off = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    let check =
+        |policy: &str, state: &serde_json::Value, terminating: bool, expected: (&str, i32, Option<i32>)| {
+            let before = known("containerStatuses", state.clone());
+            let first = after(&one(policy), &[], &before, terminating);
+            let again = after(&one(policy), &[], &first, terminating);
+            for status in [first, again] {
+                let found = status.container_statuses.unwrap().remove(0);
+                let last = found.last_state.and_then(|last| last.terminated).map(|last| last.exit_code);
+                let got = (status.phase.as_deref().unwrap(), found.restart_count, last);
+                assert_eq!(got, expected, "{policy} {state} {terminating}");
+            }
+        };
+    check("Always", &running, false, ("Running", 4, Some(137)));
+    check("OnFailure", &running, false, ("Running", 4, Some(137)));
+    check("Never", &running, false, ("Failed", 3, None));
+    check("Always", &backing_off, false, ("Pending", 4, None));
+    check("Always", &running, true, ("Running", 3, None));
+}
+
+#[test]
+fn an_end_without_a_record_is_the_last_state() {
+    let before = known("containerStatuses", serde_json::json!({"terminated": {"exitCode": 7}}));
+    let lost = after(&one("Always"), &[], &before, false);
+    let found = after(&one("Always"), &["c:run"], &lost, false).container_statuses.unwrap().remove(0);
+    assert_eq!(found.last_state.unwrap().terminated.unwrap().exit_code, 7);
+    // A container's own end is not its last one.
+    let mut own = before;
+    own.container_statuses.as_mut().unwrap()[0].container_id = Some("containerd://c0".to_owned());
+    let found = after(&one("Always"), &["c:run"], &own, false).container_statuses.unwrap().remove(0);
+    assert_eq!(found.last_state, None);
+}
+
+#[test]
+fn an_ephemeral_container_without_a_record_is_over() {
+    let pod = pod(serde_json::json!({"containers": [{"name": "d", "image": "i"}],
+        "ephemeralContainers": [{"name": "c", "image": "i"}]}));
+    let check = |state: serde_json::Value, expected: i32| {
+        let before = known("ephemeralContainerStatuses", state);
+        let status = after(&pod, &["d:run"], &before, false);
+        let found = status.ephemeral_container_statuses.unwrap().remove(0);
+        assert_eq!(found.state.unwrap().terminated.unwrap().exit_code, expected);
+        assert_eq!(found.restart_count, 3);
+    };
+    check(serde_json::json!({"running": {}}), 137);
+    check(serde_json::json!({"terminated": {"exitCode": 0}}), 0);
+}

@@ -3,9 +3,14 @@
 //! A message is a channel's number and its bytes. v5 adds channel 255: its byte names a channel that the client has
 //! finished with, which is how a client ends stdin without ending the connection.
 
+use std::time::Duration;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{SinkExt as _, StreamExt as _, stream::SplitSink};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
 use crate::spdy::{Receiver, Sender, Session, SpdyError};
@@ -51,6 +56,16 @@ impl Streams {
     }
 }
 
+/// What a runtime makes of the end of stdin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StdinEnd {
+    /// The command reads to the end of its input: it is told at once.
+    OfInput,
+    /// The command's input stays open and the client is detached, whatever the command was about to say: it is told
+    /// once there has been no output for so long.
+    OfAttachment(Duration),
+}
+
 struct Opened {
     session: Session,
     stdin: Option<Sender>,
@@ -86,8 +101,13 @@ where
 }
 
 /// Translates until the command has ended and all was said, or the client has gone.
-pub async fn translate<W, S>(client: WebSocketStream<W>, runtime: S, streams: Streams, protocol: &str)
-where
+pub async fn translate<W, S>(
+    client: WebSocketStream<W>,
+    runtime: S,
+    streams: Streams,
+    stdin_end: StdinEnd,
+    protocol: &str,
+) where
     W: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -115,14 +135,27 @@ where
     if !send(&mut to_client, first, &[]).await {
         return;
     }
+    let output = Notify::new();
     let up = async {
         let (mut stdin, resize) = (stdin, resize);
-        while let Some(Ok(message)) = from_client.next().await {
+        let mut detaching = None;
+        loop {
+            let message = tokio::select! {
+                message = from_client.next() => message,
+                () = silence(&output, detaching.unwrap_or_default()), if detaching.is_some() => {
+                    detaching = None;
+                    if let Some(stdin) = stdin.take() {
+                        // A session that has ended is seen by its outputs.
+                        let _ = stdin.finish().await;
+                    }
+                    continue;
+                }
+            };
             let bytes: Bytes = match message {
-                Message::Binary(bytes) => bytes,
-                Message::Text(text) => Bytes::from(text),
-                Message::Close(_) => break,
-                _ => continue,
+                Some(Ok(Message::Binary(bytes))) => bytes,
+                Some(Ok(Message::Text(text))) => Bytes::from(text),
+                Some(Ok(Message::Close(_)) | Err(_)) | None => break,
+                Some(Ok(_)) => continue,
             };
             let Some((&channel, rest)) = bytes.split_first() else { continue };
             let result = match channel {
@@ -134,9 +167,15 @@ where
                     Some(resize) => resize.send(bytes.slice(1..)).await,
                     None => Ok(()),
                 },
-                CLOSE if protocol == V5 && rest.first() == Some(&STDIN) => match stdin.take() {
-                    Some(stdin) => stdin.finish().await,
-                    None => Ok(()),
+                CLOSE if protocol == V5 && rest.first() == Some(&STDIN) => match stdin_end {
+                    StdinEnd::OfAttachment(quiet) => {
+                        detaching = stdin.is_some().then_some(quiet);
+                        Ok(())
+                    }
+                    StdinEnd::OfInput => match stdin.take() {
+                        Some(stdin) => stdin.finish().await,
+                        None => Ok(()),
+                    },
                 },
                 _ => Ok(()),
             };
@@ -156,6 +195,7 @@ where
         // The error stream's word is the last: clients stop reading at it.
         let mut verdict = BytesMut::new();
         while let Some((channel, bytes)) = merged.next().await {
+            output.notify_one();
             if channel == ERROR {
                 verdict.extend_from_slice(&bytes);
             } else if !send(&mut to_client, channel, &bytes).await {
@@ -172,6 +212,11 @@ where
         () = down => {}
     }
     drop(session);
+}
+
+/// Until there has been no output for so long.
+async fn silence(output: &Notify, quiet: Duration) {
+    while tokio::time::timeout(quiet, output.notified()).await.is_ok() {}
 }
 
 #[cfg(test)]
@@ -226,7 +271,7 @@ mod tests {
         let (left, right) = tokio::io::duplex(4096);
         tokio::spawn(runtime(right));
         let streams = Streams { stdin: true, stdout: true, stderr: false, tty: false };
-        let task = tokio::spawn(translate(server, left, streams, V5));
+        let task = tokio::spawn(translate(server, left, streams, StdinEnd::OfInput, V5));
         let expect = async |client: &mut WebSocketStream<_>, expected: &[u8]| {
             let message: Message = client.next().await.unwrap().unwrap();
             assert_eq!(message, Message::binary(expected.to_vec()));
@@ -239,5 +284,63 @@ mod tests {
         assert!(matches!(client.next().await, Some(Ok(Message::Close(_)))));
         drop(client);
         task.await.unwrap();
+    }
+
+    /// As containerd's attach without stdinOnce: the client is detached at the end of its stdin.
+    async fn detaching_runtime(mut connection: tokio::io::DuplexStream, thinks: Duration) {
+        let (mut reader, mut writer) = (Reader::default(), Writer::default());
+        let mut ids = std::collections::HashMap::new();
+        let mut words = Vec::new();
+        loop {
+            let answering = !words.is_empty();
+            tokio::select! {
+                biased;
+                frame = reader.read(&mut connection) => match frame.unwrap() {
+                    Some(Frame::SynStream { id, headers, .. }) => {
+                        ids.insert(headers[0].1.clone(), id);
+                        connection.write_all(&writer.syn_reply(id, &[])).await.unwrap();
+                    }
+                    Some(Frame::Data { fin: false, bytes, .. }) => words.push(bytes),
+                    Some(Frame::Data { fin: true, .. }) => {
+                        for id in ids.values() {
+                            connection.write_all(&Writer::data(*id, 0, true)).await.unwrap();
+                        }
+                    }
+                    Some(other) => panic!("{other:?}"),
+                    None => return,
+                },
+                () = tokio::time::sleep(thinks), if answering => {
+                    let word = words.remove(0);
+                    connection.write_all(&Writer::data(ids["stdout"], word.len(), false)).await.unwrap();
+                    connection.write_all(&word).await.unwrap();
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_detached_once_the_command_is_silent() {
+        const QUIET: Duration = Duration::from_secs(1);
+        let check = async |stdin_end: StdinEnd, expected: &[&[u8]]| {
+            let (near, far) = tokio::io::duplex(4096);
+            let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+            let server = crate::websocket::serve(far).await;
+            let (left, right) = tokio::io::duplex(4096);
+            tokio::spawn(detaching_runtime(right, QUIET * 2 / 3));
+            let streams = Streams { stdin: true, stdout: true, stderr: false, tty: false };
+            let task = tokio::spawn(translate(server, left, streams, stdin_end, V5));
+            for message in [&b"\x00one"[..], b"\x00two", &[CLOSE, STDIN]] {
+                client.send(Message::binary(message)).await.unwrap();
+            }
+            let mut got = Vec::new();
+            while let Some(Ok(Message::Binary(bytes))) = client.next().await {
+                got.push(bytes);
+            }
+            assert_eq!(got, expected, "{stdin_end:?}");
+            drop(client);
+            task.await.unwrap();
+        };
+        check(StdinEnd::OfAttachment(QUIET), &[&[STDOUT], b"\x01one", b"\x01two"]).await;
+        check(StdinEnd::OfInput, &[&[STDOUT]]).await;
     }
 }

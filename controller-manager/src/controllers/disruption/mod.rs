@@ -4,6 +4,7 @@
 //! outdated, and done again.
 
 pub mod plan;
+mod stale;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ struct Disruption {
 pub async fn run(context: Context) {
     let client = context.client("disruption-controller");
     let queue = context.queue("disruption");
+    let stale = context.queue("stale_pod_disruption");
     let informers = context.informers();
     let controller = Disruption {
         recorder: Arc::new(context.recorder(&client, "controllermanager")),
@@ -60,7 +62,10 @@ pub async fn run(context: Context) {
     controller.deployments.wait_synced().await;
     controller.replica_sets.wait_synced().await;
     controller.stateful_sets.wait_synced().await;
-    sync::run(&queue, 1, |key| controller.sync(key)).await;
+    tokio::join!(
+        sync::run(&queue, 1, |key| controller.sync(key)),
+        stale::run(controller.client.clone(), controller.pods.clone(), stale),
+    );
 }
 
 fn selector(budget: &PodDisruptionBudget) -> Result<Selector, SyncError> {

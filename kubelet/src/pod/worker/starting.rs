@@ -12,7 +12,7 @@ use crate::{
     pod::{
         Desired,
         backoff::{self, Backoff},
-        describe,
+        describe, had_run,
         plan::{self, Plan, Slot},
         reference,
         resources::{self, PodLimits},
@@ -166,10 +166,9 @@ impl Worker {
     fn known_restarts(&self, name: &str) -> u32 {
         let lists = [&self.status.container_statuses, &self.status.init_container_statuses];
         let known = lists.into_iter().flatten().flatten().find(|status| status.name == name);
-        let ran = |status: &&k8s_openapi::api::core::v1::ContainerStatus| {
-            status.container_id.as_deref().is_some_and(|id| !id.is_empty())
-        };
-        known.filter(ran).and_then(|status| u32::try_from(status.restart_count + 1).ok()).unwrap_or(0)
+        // A status without an id was computed after the loss, and has counted it.
+        let next = known.map_or(0, |status| status.restart_count + i32::from(had_run(status)));
+        u32::try_from(next).unwrap_or(0)
     }
 
     /// Whether a container that ended has to wait; says so, and counts the restart if it does not.
