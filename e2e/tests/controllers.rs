@@ -307,7 +307,11 @@ fn a_disruption_that_did_not_come_is_taken_back() {
     let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
         "message": "Eviction API: evicting", "lastTransitionTime": "2026-01-01T00:00:00Z"});
     let patch = json!({"status": {"conditions": [condition]}}).to_string();
-    kubectl.run(&["patch", "pod", "spared", "--subresource=status", "--type=strategic", "-p", &patch]);
+    // kubectl's --subresource is younger than the kubectl of Debian 12.
+    let path = format!("/api/v1/namespaces/{}/pods/spared/status", kubectl.namespace);
+    Api::admin()
+        .send(Method::PATCH, &path, "application/strategic-merge-patch+json", patch.into_bytes())
+        .ok();
     let pod = until_pod(&kubectl, "spared", "the condition is taken back", |pod| {
         let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.iter().any(|known| known["type"] == "DisruptionTarget" && known["status"] == "False")
