@@ -28,7 +28,8 @@ impl Default for ProcessCollector {
             (Some(started), Some(uptime)) => (uptime - started / ticks_per_second).max(0.0),
             _ => 0.0,
         };
-        Self { start_time: ((now - age) * 100.0).round() / 100.0 }
+        // The kernel counts hundredths; a process has never started after now.
+        Self { start_time: ((now - age) * 100.0).floor() / 100.0 }
     }
 }
 
