@@ -1,3 +1,5 @@
+//! Tables of what a pod's plan does for what the runtime reports and the last status says.
+
 use super::*;
 use crate::runtime::observe::Sandbox;
 

@@ -1,3 +1,5 @@
+//! Server-side apply: ownership, conflicts, removal, and who owns what after updates.
+
 use super::*;
 use crate::types::Schemas;
 

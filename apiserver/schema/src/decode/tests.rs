@@ -1,3 +1,5 @@
+//! Decoding: unknown and duplicate fields, wrong types, and the messages that name them.
+
 use super::*;
 use crate::types::Schemas;
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! The published documents, against the types that they describe.
+
 use super::*;
 use crate::resource::{GroupVersionKind, Subresource, Verb};
 use std::borrow::Cow;

@@ -1,3 +1,5 @@
+//! The patch types, by tables of document, patch and outcome.
+
 use super::*;
 use crate::types::{Schemas, TypeRef};
 use serde_json::json;

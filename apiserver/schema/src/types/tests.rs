@@ -1,3 +1,5 @@
+//! The schemas of built-in types and what is known of their lists and keys.
+
 use super::*;
 use crate::resource::GroupVersionKind;
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! Tables of what a DaemonSet's plan does for what it observes.
+
 use super::*;
 use crate::meta::Meta;
 use k8s_openapi::api::core::v1::Taint;

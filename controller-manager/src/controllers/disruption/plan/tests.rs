@@ -1,3 +1,5 @@
+//! Tables of a budget's status for the pods and scales that are observed.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tables of what a Job's plan does for what it observes.
+
 use super::*;
 use crate::meta::Meta;
 use k8s_openapi::api::batch::v1::UncountedTerminatedPods;

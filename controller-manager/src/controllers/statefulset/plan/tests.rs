@@ -1,3 +1,5 @@
+//! Tables of what a StatefulSet's plan does for what it observes.
+
 use super::*;
 use keelson_objects::times;
 use serde_json::{Value, json};
