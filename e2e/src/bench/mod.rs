@@ -12,6 +12,17 @@ pub mod store;
 
 use std::fmt::Write as _;
 
+/// What a value has to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bar {
+    /// At least so many times the peer's.
+    AtLeast(f64),
+    /// At most so many times the peer's.
+    AtMost(f64),
+    /// At most this, whatever the peer's is.
+    Within(f64),
+}
+
 /// One measured line.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -21,11 +32,29 @@ pub struct Row {
     pub value: f64,
     /// The peer's value, measured in the same run.
     pub peer: Option<f64>,
+    pub bar: Option<Bar>,
 }
 
 impl Row {
     pub fn new(what: impl Into<String>, unit: &'static str, value: f64) -> Self {
-        Self { what: what.into(), unit, value, peer: None }
+        Self { what: what.into(), unit, value, peer: None, bar: None }
+    }
+
+    #[must_use]
+    pub fn bar(self, bar: Option<Bar>) -> Self {
+        Self { bar, ..self }
+    }
+
+    /// The bar, and whether it is met; empty without one.
+    fn verdict(&self) -> String {
+        let ratio = self.peer.map(|peer| self.value / peer);
+        let (met, text) = match (self.bar, ratio) {
+            (Some(Bar::AtLeast(bar)), Some(ratio)) => (ratio >= bar, format!("≥ {bar:.2}")),
+            (Some(Bar::AtMost(bar)), Some(ratio)) => (ratio <= bar, format!("≤ {bar:.2}")),
+            (Some(Bar::Within(bar)), _) => (self.value <= bar, format!("≤ {} {}", number(bar), self.unit)),
+            _ => return String::new(),
+        };
+        format!("{text} {}", if met { "met" } else { "missed" })
     }
 }
 
@@ -45,12 +74,19 @@ impl Section {
         if let Some(peer) = &self.peer {
             header.extend([peer.clone(), "ratio".to_owned()]);
         }
+        let barred = self.rows.iter().any(|row| row.bar.is_some());
+        if barred {
+            header.push("bar".to_owned());
+        }
         let mut lines = vec![header];
         for row in &self.rows {
             let mut line = vec![row.what.clone(), row.unit.to_owned(), number(row.value)];
             if self.peer.is_some() {
                 line.push(row.peer.map(number).unwrap_or_default());
                 line.push(row.peer.map(|peer| format!("{:.2}", row.value / peer)).unwrap_or_default());
+            }
+            if barred {
+                line.push(row.verdict());
             }
             lines.push(line);
         }
@@ -128,8 +164,8 @@ mod tests {
     #[test]
     fn tables_are_aligned_and_have_ratios() {
         let rows = vec![
-            Row { what: "puts".into(), unit: "1/s", value: 1500.4, peer: Some(1000.0) },
-            Row { what: "p50".into(), unit: "ms", value: 0.25, peer: None },
+            Row { peer: Some(1000.0), ..Row::new("puts", "1/s", 1500.4) },
+            Row::new("p50", "ms", 0.25),
         ];
         let section = Section { title: "Store".into(), peer: Some("etcd".into()), rows };
         let expected = "## Store\n\n\
@@ -138,5 +174,21 @@ mod tests {
             | puts    | 1/s  |  1500 | 1000 |  1.50 |\n\
             | p50     | ms   | 0.250 |      |       |\n";
         assert_eq!(section.table(), expected);
+    }
+
+    #[test]
+    fn bars_are_met_or_missed() {
+        let check = |value, peer, bar, expected: &str| {
+            let row = Row { peer, ..Row::new("x", "s", value) }.bar(Some(bar));
+            assert_eq!(row.verdict(), expected, "{value} beside {peer:?}");
+        };
+        check(3.0, Some(2.0), Bar::AtLeast(1.5), "≥ 1.50 met");
+        check(2.9, Some(2.0), Bar::AtLeast(1.5), "≥ 1.50 missed");
+        check(1.0, Some(2.0), Bar::AtMost(0.5), "≤ 0.50 met");
+        check(1.1, Some(2.0), Bar::AtMost(0.5), "≤ 0.50 missed");
+        check(2.0, None, Bar::Within(2.0), "≤ 2.00 s met");
+        check(2.1, Some(9.0), Bar::Within(2.0), "≤ 2.00 s missed");
+        // Without a peer there is no ratio.
+        check(2.0, None, Bar::AtMost(0.5), "");
     }
 }

@@ -38,6 +38,19 @@ pub fn memory(pid: u32) -> io::Result<Memory> {
     Ok(Memory { resident: value("Rss:")?, proportional: value("Pss:")? })
 }
 
+/// CPU that a process has taken since its start, in seconds.
+pub fn cpu(pid: u32) -> io::Result<f64> {
+    // Fields after the name, which may hold anything but ends with the last bracket: proc(5), utime and stime.
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = |place: usize| fields.split_whitespace().nth(place).and_then(|field| field.parse::<f64>().ok());
+    match (ticks(11), ticks(12)) {
+        // The kernel always counts 100 ticks a second there, whatever its own are.
+        (Some(user), Some(system)) => Ok((user + system) / 100.0),
+        _ => Err(io::Error::other(format!("no times of process {pid}"))),
+    }
+}
+
 /// The cluster at a root directory whose daemons are in `binaries`.
 pub fn cluster(root: &Path, binaries: &Path) -> Result<Cluster, BenchError> {
     Ok(Cluster::new(Layout::new(root)?, binaries, 1)?)
@@ -99,6 +112,16 @@ pub async fn startup(cluster: &Cluster) -> Result<Section, BenchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_takes_cpu() {
+        let before = cpu(std::process::id()).unwrap();
+        let begun = Instant::now();
+        while cpu(std::process::id()).unwrap() < before + 0.02 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no CPU is counted");
+        }
+        assert!(cpu(u32::MAX).is_err());
+    }
 
     #[test]
     fn a_process_has_memory() {

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use e2e::bench::{BenchError, Section, api, machine, pods, processes, store};
@@ -20,6 +21,16 @@ enum Part {
     Pods,
     /// Puts, ranges, transactions, watches, beside an etcd that is started for it
     Store,
+    /// The store's bars: one member and three under load (only by name: it takes some minutes)
+    StoreLoad,
+    /// The store's bars: watchers, a million keys, leaders killed (only by name, as that)
+    StoreEndurance,
+}
+
+impl Part {
+    fn is_by_name_only(self) -> bool {
+        matches!(self, Part::StoreLoad | Part::StoreEndurance)
+    }
 }
 
 #[derive(Debug, Parser)]
@@ -70,9 +81,15 @@ struct Cli {
     /// The image of those pods; it must be on the nodes
     #[arg(long, default_value = e2e::pods::IMAGE)]
     image: String,
-    /// Requests of one client to the store in each of three rounds
-    #[arg(long, default_value_t = 1000)]
-    requests: usize,
+    /// How long each load on the store lasts, in each of three rounds
+    #[arg(long, default_value = "2s", value_parser = keelson_component_base::duration::parse)]
+    time: Duration,
+    /// Small keys for the store's memory and start
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: usize,
+    /// Leaders of the store to kill
+    #[arg(long, default_value_t = 50)]
+    failovers: usize,
 }
 
 impl Cli {
@@ -87,7 +104,7 @@ impl Cli {
             return Ok(Part::value_variants()
                 .iter()
                 .copied()
-                .filter(|part| lacks(*part).is_none())
+                .filter(|part| lacks(*part).is_none() && !part.is_by_name_only())
                 .collect());
         }
         for part in &self.parts {
@@ -150,20 +167,30 @@ async fn run(cli: &Cli, parts: &[Part]) -> Result<(), BenchError> {
         tell(&processes::resident(cluster, "idle")?);
     }
     // Before the parts that leave the cluster's daemons busy for a while.
+    let access = (!cli.etcd_endpoints.is_empty()).then(|| store::Access {
+        endpoints: cli.etcd_endpoints.clone(),
+        ca: cli.cacert.clone(),
+        certificate: cli.cert.clone(),
+        key: cli.key.clone(),
+    });
+    let plan = store::Plan {
+        access,
+        store: binaries.join("kube-store"),
+        peer: cli.etcd.clone(),
+        time: cli.time,
+        keys: cli.keys,
+        failovers: cli.failovers,
+    };
     if wanted(Part::Store) {
-        let access = (!cli.etcd_endpoints.is_empty()).then(|| store::Access {
-            endpoints: cli.etcd_endpoints.clone(),
-            ca: cli.cacert.clone(),
-            certificate: cli.cert.clone(),
-            key: cli.key.clone(),
-        });
-        let plan = store::Plan {
-            access,
-            store: binaries.join("kube-store"),
-            peer: cli.etcd.clone(),
-            requests: cli.requests,
-        };
-        tell(&store::run(&plan).await?);
+        tell(&store::everyday(&plan).await?);
+    }
+    if wanted(Part::StoreLoad) {
+        for members in [1, 3] {
+            tell(&store::throughput(&plan, members).await?);
+        }
+    }
+    if wanted(Part::StoreEndurance) {
+        tell(&store::endurance(&plan).await?);
     }
     if let Some(client) = &client {
         // Pods first: they are to be measured on a cluster that has nothing else to do.
