@@ -10,7 +10,7 @@ const SHARED_BYTES: &[&str] = &[".mvccpb", ".etcdserverpb", ".keelson.peer", ".s
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
-    let mut builder = tonic_prost_build::configure();
+    let mut builder = tonic_prost_build::configure().codec_path("crate::codec::FittingCodec");
     for package in SHARED_BYTES {
         builder = builder.bytes(*package);
     }

@@ -1,6 +1,9 @@
 //! Wire types: the etcd v3 protocol, what store members say to each other, and the CRI.
 //!
-//! Only what the `.proto` files below `proto/` generate: messages, tonic clients and servers. No behaviour belongs here.
+//! Only what the `.proto` files below `proto/` generate (messages, tonic clients and servers) and how their messages are
+//! put into buffers. No behaviour belongs here.
+
+pub mod codec;
 
 /// The etcd v3 protocol (field numbers of v3.5).
 #[allow(clippy::all, reason = "generated code")]

@@ -48,7 +48,7 @@ impl Check {
 /// Reads a key as a client would.
 async fn read(server: &Server, serializable: bool) -> Result<(), String> {
     if !serializable {
-        match tokio::time::timeout(PATIENCE, server.read_barrier()).await {
+        match tokio::time::timeout(PATIENCE, server.confirm()).await {
             Ok(answer) => answer.map_err(|status| status.message().to_owned())?,
             Err(_) => return Err("etcdserver: request timed out".to_owned()),
         }

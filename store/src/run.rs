@@ -206,7 +206,7 @@ impl ServeClients {
         refuse: oneshot::Sender<Inconsistent>,
     ) {
         let ready = async {
-            while let Err(error) = server.read_barrier().await {
+            while let Err(error) = server.confirm().await {
                 tracing::info!(error = error.message(), "not serving clients yet");
                 tokio::time::sleep(READY_RETRY).await;
             }

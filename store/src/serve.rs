@@ -53,7 +53,8 @@ pub enum ServeError {
 /// What a listener serves.
 #[derive(Clone)]
 pub enum Services {
-    Clients(Clients),
+    /// Shared: each request takes only the service that it is for.
+    Clients(Arc<Clients>),
     Peers(PeerServer<PeerService>),
     Metrics(Plain),
 }
@@ -61,7 +62,6 @@ pub enum Services {
 const LEARNERS_ANSWER: [&str; 3] =
     ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
 
-#[derive(Clone)]
 pub struct Clients {
     kv: KvServer<Server>,
     watch: WatchServer<Service>,
@@ -82,14 +82,14 @@ impl Services {
     pub fn clients(server: &Arc<Server>, registry: &Registry) -> Self {
         let limit = server.limits.request_bytes + OVERHEAD;
         let service = Service(server.clone());
-        Self::Clients(Clients {
+        Self::Clients(Arc::new(Clients {
             kv: KvServer::from_arc(server.clone()).max_decoding_message_size(limit),
             watch: WatchServer::new(service.clone()).max_decoding_message_size(limit),
             lease: LeaseServer::new(service).max_decoding_message_size(limit),
             cluster: ClusterServer::from_arc(server.clone()).max_decoding_message_size(limit),
             maintenance: MaintenanceServer::from_arc(server.clone()).max_decoding_message_size(limit),
             plain: Plain { server: server.clone(), registry: registry.clone() },
-        })
+        }))
     }
 
     pub fn peers(service: PeerService) -> Self {
@@ -111,12 +111,12 @@ impl Services {
             {
                 Ok(status::not_for_learner().into_http())
             }
-            Services::Clients(mut clients) => match service {
-                "etcdserverpb.KV" => clients.kv.call(request).await,
-                "etcdserverpb.Watch" => clients.watch.call(request).await,
-                "etcdserverpb.Lease" => clients.lease.call(request).await,
-                "etcdserverpb.Cluster" => clients.cluster.call(request).await,
-                "etcdserverpb.Maintenance" => clients.maintenance.call(request).await,
+            Services::Clients(clients) => match service {
+                "etcdserverpb.KV" => clients.kv.clone().call(request).await,
+                "etcdserverpb.Watch" => clients.watch.clone().call(request).await,
+                "etcdserverpb.Lease" => clients.lease.clone().call(request).await,
+                "etcdserverpb.Cluster" => clients.cluster.clone().call(request).await,
+                "etcdserverpb.Maintenance" => clients.maintenance.clone().call(request).await,
                 _ => Ok(clients.plain.call(&request).await),
             },
             Services::Peers(mut peers) => match service {

@@ -508,6 +508,13 @@ impl<R> Group<R> {
         }
     }
 
+    /// Whether nobody can commit anything without this member, and it knows all that was committed: it is the only voter,
+    /// leads, and has committed an entry of its term.
+    pub fn is_sole_leader(&self) -> bool {
+        let conf_state = self.conf_state();
+        self.serving && conf_state.voters == [self.node.raft.id] && conf_state.voters_outgoing.is_empty()
+    }
+
     pub fn log_bytes(&self) -> usize {
         self.node.store().bytes()
     }

@@ -13,6 +13,7 @@ mod membership;
 mod pending;
 mod shared;
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -246,14 +247,7 @@ impl Node {
                 self.membership.lose(peer);
                 self.parts.group.unreachable(peer);
             }
-            Event::Wal(wal::Report::Persisted(number)) => self.persisted(number),
-            Event::Wal(wal::Report::Full(full)) => {
-                self.parts.shared.set_wal_full(full);
-                if full && self.leading {
-                    tracing::warn!("cannot write: hands over, if another member can take it");
-                }
-            }
-            Event::Wal(wal::Report::Failed(error)) => return Err(Stopped::Wal(error)),
+            Event::Wal(report) => self.log_reports(report)?,
             Event::Keeper(snapshot::Report::Taken(result)) => {
                 self.snapshot_under_way = false;
                 match result {
@@ -391,7 +385,10 @@ impl Node {
         self.propose_changes();
         self.serve_reads();
         self.maybe_snapshot();
-        self.parts.shared.update(&self.parts.group.status(), self.pending.len());
+        let status = self.parts.group.status();
+        self.parts.shared.update(&status, self.pending.len());
+        let level = self.parts.state.applied() >= status.commit;
+        self.parts.shared.set_sole(level && self.parts.group.is_sole_leader());
         Ok(())
     }
 
@@ -404,7 +401,7 @@ impl Node {
                 self.install(metadata.index)?;
                 self.installed = Some((write.number, metadata.index));
             }
-            self.write(write);
+            self.write(write)?;
             if self.persisted == self.written && number > self.persisted {
                 // There was nothing to write, and nothing before it is still being written.
                 self.written = number;
@@ -418,12 +415,38 @@ impl Node {
         Ok(())
     }
 
-    /// Queues a write, if it has anything that must not be lost.
-    fn write(&mut self, write: Write) {
-        if write.must_sync || self.persisted != self.written {
-            self.written = write.number;
-            self.parts.wal.write(write);
+    /// Has a write made, if it has anything that must not be lost. Who needs nobody else to commit has nothing to do
+    /// before that is durable, and writes by itself: two changes of threads less for each write.
+    fn write(&mut self, write: Write) -> Result<(), Stopped> {
+        if !write.must_sync && self.persisted == self.written {
+            return Ok(());
         }
+        let by_itself = self.persisted == self.written && self.parts.group.is_sole_leader();
+        self.written = write.number;
+        if !by_itself {
+            self.parts.wal.write(write);
+            return Ok(());
+        }
+        let reports = RefCell::new(Vec::new());
+        self.parts
+            .wal
+            .write_now(write, &|report| reports.borrow_mut().push(report))
+            .map_err(Stopped::Wal)?;
+        reports.into_inner().into_iter().try_for_each(|report| self.log_reports(report))
+    }
+
+    fn log_reports(&mut self, report: wal::Report) -> Result<(), Stopped> {
+        match report {
+            wal::Report::Persisted(number) => self.persisted(number),
+            wal::Report::Full(full) => {
+                self.parts.shared.set_wal_full(full);
+                if full && self.leading {
+                    tracing::warn!("cannot write: hands over, if another member can take it");
+                }
+            }
+            wal::Report::Failed(error) => return Err(Stopped::Wal(error)),
+        }
+        Ok(())
     }
 
     fn send(&mut self, messages: Vec<Message>) {

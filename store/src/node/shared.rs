@@ -12,6 +12,7 @@ pub struct Shared {
     last_index: AtomicU64,
     pending: AtomicU64,
     leading: AtomicBool,
+    sole: AtomicBool,
     leader: watch::Sender<u64>,
     wal_bytes: AtomicU64,
     wal_written: AtomicU64,
@@ -48,6 +49,7 @@ impl Default for Shared {
             last_index: AtomicU64::new(0),
             pending: AtomicU64::new(0),
             leading: AtomicBool::new(false),
+            sole: AtomicBool::new(false),
             leader: watch::Sender::new(0),
             wal_bytes: AtomicU64::new(0),
             wal_written: AtomicU64::new(0),
@@ -89,6 +91,17 @@ impl Shared {
 
     pub fn is_leader(&self) -> bool {
         self.leading.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_sole(&self, sole: bool) {
+        self.sole.store(sole, Ordering::Release);
+    }
+
+    /// Whether this member's state has everything that was ever acknowledged by anyone, so that a linearizable read needs
+    /// nobody's word: it is the only voter and leads, and what it acknowledges it has applied. The node takes this back
+    /// before it takes part in anything that another voter could commit.
+    pub fn is_sole(&self) -> bool {
+        self.sole.load(Ordering::Acquire)
     }
 
     /// 0: none is known.

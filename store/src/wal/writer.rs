@@ -1,14 +1,15 @@
-//! The thread that writes the log: it takes all writes that have queued up while the last fsync ran, makes them one
-//! frame and one fsync, and reports.
+//! Who writes the log: a thread that takes all writes which have queued up while the last fsync ran, makes them one frame
+//! and one fsync, and reports. While that thread has nothing to do, the node may write by itself instead, which saves
+//! handing each write there and back; the order of writes is the same, since only the node queues them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use keelson_raft::Write;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Wal, WalError};
 
@@ -28,26 +29,68 @@ enum Job {
     Cut(u64),
 }
 
-pub struct WalHandle {
-    jobs: Sender<Job>,
-    closed: Arc<AtomicBool>,
+/// What waits for the thread.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// The thread has taken jobs that it has not finished.
+    busy: bool,
+    closed: bool,
 }
+
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    writing: Mutex<Writing>,
+}
+
+pub struct WalHandle(Arc<Shared>);
 
 impl Drop for WalHandle {
     fn drop(&mut self) {
-        self.closed.store(true, Ordering::Relaxed);
+        self.0.queue.lock().closed = true;
+        self.0.work.notify_one();
     }
 }
 
 impl WalHandle {
+    fn queue(&self, job: Job) {
+        self.0.queue.lock().jobs.push_back(job);
+        self.0.work.notify_one();
+    }
+
     /// Queues a write. When the writer has failed it has said so; then this does nothing.
     pub fn write(&self, write: Write) {
-        let _ = self.jobs.send(Job::Write(write));
+        self.queue(Job::Write(write));
+    }
+
+    /// Writes at once if nothing is queued, and waits until it is durable. Otherwise, and if the disk is full, the thread
+    /// has it. `report` gets what a full disk would have reported.
+    ///
+    /// # Errors
+    /// What is final.
+    pub fn write_now(&self, write: Write, report: &dyn Fn(Report)) -> Result<(), WalError> {
+        let queue = self.0.queue.lock();
+        if queue.busy || !queue.jobs.is_empty() {
+            drop(queue);
+            self.write(write);
+            return Ok(());
+        }
+        drop(queue);
+        // Nobody else queues, so the thread does not come in between.
+        let mut writing = self.0.writing.lock();
+        writing.take(Job::Write(write));
+        if !writing.write(report)? {
+            drop(writing);
+            self.0.queue.lock().busy = true;
+            self.0.work.notify_one();
+        }
+        Ok(())
     }
 
     /// Queues the removal of what lies behind a durable snapshot.
     pub fn cut(&self, index: u64) {
-        let _ = self.jobs.send(Job::Cut(index));
+        self.queue(Job::Cut(index));
     }
 }
 
@@ -61,18 +104,15 @@ pub trait Observer: Send {
 /// How often a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What the thread does, step by step.
-pub struct Writer<O> {
+/// The log with what makes its next frame.
+struct Writing {
     wal: Wal,
-    jobs: Receiver<Job>,
-    closed: Arc<AtomicBool>,
-    observer: O,
+    observer: Box<dyn Observer>,
     batch: Batch,
     /// The disk was found full.
     full: bool,
 }
 
-/// What makes the next frame.
 #[derive(Default)]
 struct Batch {
     persisted: Option<u64>,
@@ -80,13 +120,19 @@ struct Batch {
     cut: Option<u64>,
 }
 
+/// What the thread does, step by step.
+pub struct Writer(Arc<Shared>);
+
 /// A writer with its handle, and without a thread.
-pub fn writer<O: Observer>(wal: Wal, observer: O) -> (WalHandle, Writer<O>) {
-    let (jobs, receiver) = channel();
-    let closed = Arc::new(AtomicBool::new(false));
-    let handle = WalHandle { jobs, closed: closed.clone() };
+pub fn writer(wal: Wal, observer: impl Observer + 'static) -> (WalHandle, Writer) {
     observer.size(wal.bytes(), wal.written());
-    (handle, Writer { wal, jobs: receiver, closed, observer, batch: Batch::default(), full: false })
+    let writing = Writing { wal, observer: Box::new(observer), batch: Batch::default(), full: false };
+    let shared = Arc::new(Shared {
+        queue: Mutex::default(),
+        work: Condvar::new(),
+        writing: Mutex::new(writing),
+    });
+    (WalHandle(shared.clone()), Writer(shared))
 }
 
 /// Starts the thread. It ends when the handle is dropped and all is written or the disk is full, or after a failure.
@@ -98,7 +144,7 @@ pub fn spawn(
     observer: impl Observer + 'static,
     report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<(WalHandle, thread::JoinHandle<()>)> {
-    let (handle, mut writer) = writer(wal, observer);
+    let (handle, writer) = writer(wal, observer);
     let thread = thread::Builder::new().name("wal".into()).stack_size(256 << 10).spawn(move || {
         if let Err(error) = writer.run(&report) {
             report(Report::Failed(error));
@@ -107,22 +153,60 @@ pub fn spawn(
     Ok((handle, thread))
 }
 
-impl<O: Observer> Writer<O> {
-    fn run(&mut self, report: &dyn Fn(Report)) -> Result<(), WalError> {
-        while let Ok(first) = self.jobs.recv() {
-            self.take(first);
-            self.gather();
+impl Writer {
+    fn run(&self, report: &dyn Fn(Report)) -> Result<(), WalError> {
+        loop {
+            let mut queue = self.0.queue.lock();
+            while queue.jobs.is_empty() && !queue.busy {
+                if queue.closed {
+                    return Ok(());
+                }
+                self.0.work.wait(&mut queue);
+            }
+            self.take(queue);
             while !self.write(report)? {
-                if self.closed.load(Ordering::Relaxed) {
+                let mut queue = self.0.queue.lock();
+                if queue.closed {
                     // Nothing of it was acknowledged.
                     return Ok(());
                 }
-                thread::sleep(RETRY);
+                self.0.work.wait_for(&mut queue, RETRY);
             }
         }
-        Ok(())
     }
 
+    /// Takes what has queued up into the next frame; whether there is anything to do.
+    pub fn gather(&self) -> bool {
+        let queue = self.0.queue.lock();
+        let any = queue.busy || !queue.jobs.is_empty();
+        self.take(queue);
+        any
+    }
+
+    fn take(&self, mut queue: MutexGuard<'_, Queue>) {
+        let jobs = std::mem::take(&mut queue.jobs);
+        queue.busy |= !jobs.is_empty();
+        drop(queue);
+        let mut writing = self.0.writing.lock();
+        for job in jobs {
+            writing.take(job);
+        }
+    }
+
+    /// Writes what was gathered and reports. False: the disk is full, to be called again before anything is gathered.
+    ///
+    /// # Errors
+    /// What is final.
+    pub fn write(&self, report: &dyn Fn(Report)) -> Result<bool, WalError> {
+        let written = self.0.writing.lock().write(report)?;
+        if written {
+            self.0.queue.lock().busy = false;
+        }
+        Ok(written)
+    }
+}
+
+impl Writing {
     fn take(&mut self, job: Job) {
         match job {
             Job::Write(write) => {
@@ -138,19 +222,7 @@ impl<O: Observer> Writer<O> {
         }
     }
 
-    /// Takes what has queued up into the next frame; whether there is anything to do.
-    pub fn gather(&mut self) -> bool {
-        while let Ok(job) = self.jobs.try_recv() {
-            self.take(job);
-        }
-        self.batch.persisted.is_some() || self.batch.cut.is_some()
-    }
-
-    /// Writes what was gathered and reports. False: the disk is full, to be called again before anything is gathered.
-    ///
-    /// # Errors
-    /// What is final.
-    pub fn write(&mut self, report: &dyn Fn(Report)) -> Result<bool, WalError> {
+    fn write(&mut self, report: &dyn Fn(Report)) -> Result<bool, WalError> {
         if self.batch.must_sync {
             let begun = std::time::Instant::now();
             match self.wal.commit() {

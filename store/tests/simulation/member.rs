@@ -81,7 +81,7 @@ pub struct Process {
     pub node: Node,
     pub inbox: Receiver<Event>,
     pub events: Sender<Event>,
-    pub wal: wal::Writer<WalObserver>,
+    pub wal: wal::Writer,
     pub wal_busy: bool,
     pub keeper: snapshot::Worker,
     pub keeper_busy: bool,
