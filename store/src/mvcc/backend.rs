@@ -16,6 +16,8 @@ pub enum BackendError {
 /// An ordered map whose batches are atomic. After a crash it holds some prefix of the batches written.
 pub trait Backend: Send + Sync {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, BackendError>;
+    /// Visits the last key that is `key` or before it, if there is one.
+    fn at_or_before(&self, key: &[u8], visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), BackendError>;
     /// Visits keys in `from..to` in order until `visit` says false.
     fn scan(
         &self,
@@ -47,6 +49,14 @@ impl SledBackend {
 impl Backend for SledBackend {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, BackendError> {
         Ok(self.0.get(key)?.map(|value| value.to_vec()))
+    }
+
+    fn at_or_before(&self, key: &[u8], visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), BackendError> {
+        if let Some(pair) = self.0.range(..=key).next_back() {
+            let (key, value) = pair?;
+            visit(&key, &value);
+        }
+        Ok(())
     }
 
     fn scan(
@@ -92,6 +102,13 @@ pub struct MemoryBackend(parking_lot::RwLock<std::collections::BTreeMap<Vec<u8>,
 impl Backend for MemoryBackend {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, BackendError> {
         Ok(self.0.read().get(key).cloned())
+    }
+
+    fn at_or_before(&self, key: &[u8], visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), BackendError> {
+        if let Some((key, value)) = self.0.read().range(..=key.to_vec()).next_back() {
+            visit(key, value);
+        }
+        Ok(())
     }
 
     fn scan(

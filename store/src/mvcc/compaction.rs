@@ -2,12 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use super::backend::Change;
 use super::record::Revision;
 use super::{BackendError, Store};
 
 /// Keys for which the index is held at a time.
 const STEP: usize = 512;
+/// Revisions that are collected before they are removed from the tree, so that a place where several lie is written once.
+const COLLECT: usize = 1 << 18;
+/// Revisions that are removed from the tree in one batch.
+const BATCH: usize = 1024;
 
 impl Store {
     /// Removes from index and tree everything that a compaction at `revision` covers, but deletions only up to revision
@@ -16,14 +19,13 @@ impl Store {
     /// # Errors
     /// The tree's.
     pub fn remove_compacted(&self, revision: i64, deletions: i64) -> Result<usize, BackendError> {
-        let (mut total, mut after) = (0, None);
+        let (mut total, mut after, mut removed) = (0, None, Vec::new());
         loop {
-            let mut removed = Vec::new();
             let limits = (revision, deletions);
             after = self.index.write().compact_step(limits, after.as_deref(), STEP, &mut removed);
-            total += removed.len();
-            if !removed.is_empty() {
-                self.remove(&removed)?;
+            if removed.len() >= COLLECT || after.is_none() {
+                total += removed.len();
+                self.remove(&mut removed)?;
             }
             if after.is_none() {
                 return Ok(total);
@@ -31,17 +33,14 @@ impl Store {
         }
     }
 
-    fn remove(&self, revisions: &[Revision]) -> Result<(), BackendError> {
-        let mut batch: Vec<Change> = Vec::new();
-        let mut freed = 0;
-        for revision in revisions {
-            let Some(record) = self.values.get(*revision)? else { continue };
-            freed += record.size();
-            record.encode(*revision, |key, _| batch.push((key.to_vec(), None)));
+    /// Empties `revisions`.
+    fn remove(&self, revisions: &mut Vec<Revision>) -> Result<(), BackendError> {
+        revisions.sort_unstable();
+        for some in revisions.chunks(BATCH) {
+            let freed = self.values.remove_records(some)?;
+            self.in_use.fetch_sub(freed, Ordering::Relaxed);
         }
-        fail::fail_point!("compaction_before_write");
-        self.values.remove(batch)?;
-        self.in_use.fetch_sub(freed, Ordering::Relaxed);
+        revisions.clear();
         Ok(())
     }
 }

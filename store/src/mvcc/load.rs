@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::backend::{Backend, BackendError};
 use super::index::Index;
 use super::record::Revision;
-use super::values::{APPLIED_KEY, decode_applied, scan_tree};
+use super::tree::scan_tree;
+use super::values::{APPLIED_KEY, decode_applied};
 use super::{COMPACTED_KEY, UNFINISHED_KEY};
 use crate::lease::Leases;
 

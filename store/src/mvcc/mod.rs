@@ -4,13 +4,16 @@
 //! for a bounded number of keys at a time and reads at a fixed revision, so it sees one state however long it takes.
 
 mod backend;
+mod block;
 mod compaction;
 mod hash;
 mod index;
 mod load;
+mod overlay;
 mod range;
 mod rebuild;
 mod record;
+mod tree;
 mod txn;
 mod values;
 mod write;
@@ -21,14 +24,16 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use backend::{Backend, BackendError, Change, MemoryBackend, SledBackend};
+pub use block::Packer;
 pub use hash::Hash;
 pub use index::{Index, KeyRange, RangeEnd};
 pub use load::{Loaded, load};
 pub use range::View;
 pub use rebuild::{Rebuild, Step};
-pub use record::{Record, Revision};
+pub use record::{KEY_LENGTH, Record, Revision};
+pub use tree::scan_tree;
 pub use txn::{Compares, is_read_only, is_serializable};
-pub use values::{APPLIED_KEY, Values, encode_applied, scan_tree};
+pub use values::{APPLIED_KEY, Values, encode_applied};
 pub use write::{KeyChange, WriteTxn};
 
 /// Where the compacted revision lies in the tree.

@@ -5,7 +5,8 @@
 //! value  chunk 0: flags u8, length u32, then bytes; the bytes of all chunks together are a mvccpb.KeyValue
 //! ```
 //!
-//! Chunks hold at most 4 KiB: sled leaks disk with larger values.
+//! Chunks hold at most 4 KiB: sled leaks disk with larger values. That is how a record lies there by itself; small ones
+//! share a value: see [`super::block`].
 
 use bytes::{Buf, Bytes};
 use keelson_proto::etcd::mvccpb::KeyValue;
@@ -51,8 +52,7 @@ pub(super) fn parse_chunk_key(mut key: &[u8]) -> Option<(Revision, u16)> {
 impl Record {
     /// Bytes that it takes in the tree, about.
     pub fn size(&self) -> u64 {
-        let length = self.kv.encoded_len();
-        (length + CHUNK_HEADER + KEY_LENGTH * chunks(length)) as u64
+        size(self.kv.encoded_len())
     }
 
     /// Its chunks as keys and values of the tree.
@@ -88,6 +88,16 @@ fn parse_header(bytes: &[u8]) -> Option<(u8, usize)> {
 /// The number of chunks of a record with this first chunk.
 pub(super) fn chunk_count(first: &[u8]) -> Option<u16> {
     parse_header(first).and_then(|(_, length)| u16::try_from(chunks(length)).ok())
+}
+
+/// [`Record::size`] of one whose encoding has so many bytes.
+pub(super) fn size(length: usize) -> u64 {
+    (length + CHUNK_HEADER + KEY_LENGTH * chunks(length)) as u64
+}
+
+/// Bytes of the encoding of the record with this first chunk.
+pub(super) fn encoded_length(first: &[u8]) -> Option<usize> {
+    parse_header(first).map(|(_, length)| length)
 }
 
 fn chunks(length: usize) -> usize {

@@ -4,7 +4,7 @@
 //! index; the drain thread writes groups, in order and with that index in the same batch, and only then removes them
 //! from the overlay. So a reader that looks into the overlay first always finds a revision that the index names.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::backend::{Backend, BackendError, Change};
-use super::record::{self, Record, Revision};
+use super::block::Packer;
+use super::overlay::Overlay;
+use super::record::{Record, Revision};
+use super::tree::{read_record, removal, scan_tree};
 
 /// Where the applied index lies in the tree.
 pub const APPLIED_KEY: &[u8] = b"m/applied";
@@ -60,7 +62,8 @@ struct Queue {
 }
 
 pub struct Values {
-    overlay: RwLock<BTreeMap<Revision, Arc<Record>>>,
+    overlay: RwLock<Overlay>,
+    /// Bytes of what the tree lacks.
     overlay_bytes: AtomicU64,
     queue: Mutex<Queue>,
     work: Condvar,
@@ -110,21 +113,10 @@ impl Values {
 
     /// The record of a revision that the index names. None: a compaction removed it meanwhile.
     pub fn get(&self, revision: Revision) -> Result<Option<Arc<Record>>, BackendError> {
-        if let Some(record) = self.overlay.read().get(&revision) {
-            return Ok(Some(record.clone()));
+        if let Some(record) = self.overlay.read().get(revision) {
+            return Ok(Some(record));
         }
-        let backend = self.backend();
-        let Some(mut bytes) = backend.get(&record::chunk_key(revision, 0))? else { return Ok(None) };
-        let damaged = || BackendError::Damaged(revision.main);
-        for chunk in 1..record::chunk_count(&bytes).ok_or_else(damaged)? {
-            match backend.get(&record::chunk_key(revision, chunk))? {
-                Some(part) => bytes.extend(part),
-                // Removed between the two reads, or lost: the caller sees which by the compacted revision.
-                None => return Ok(None),
-            }
-        }
-        let record = Record::decode(Bytes::from(bytes)).ok_or_else(damaged)?;
-        Ok(Some(Arc::new(record)))
+        Ok(read_record(&*self.backend(), revision)?.map(Arc::new))
     }
 
     /// All records from revision `from` up to and with `through`, in order, until `visit` says false.
@@ -137,12 +129,7 @@ impl Values {
         let first = Revision { main: from, sub: 0 };
         let end = Revision { main: through + 1, sub: 0 };
         // Before the tree: whatever leaves the overlay from now on is found there too, and is skipped by `border`.
-        let recent: Vec<_> = self
-            .overlay
-            .read()
-            .range(first..end)
-            .map(|(revision, record)| (*revision, record.clone()))
-            .collect();
+        let recent = self.overlay.read().undrained(first, end);
         let border = recent.first().map_or(end, |(revision, _)| *revision);
         let mut go_on = true;
         scan_tree(&*self.backend(), first, border, &mut |revision, record| {
@@ -158,11 +145,11 @@ impl Values {
         Ok(())
     }
 
-    /// Adds a record to the entry being applied.
-    pub fn put(&self, revision: Revision, record: Arc<Record>) {
+    /// Adds a record to the entry being applied. `previous`: the version that it replaces.
+    pub fn put(&self, revision: Revision, record: Arc<Record>, previous: Option<Revision>) {
         let size = record.size();
         self.overlay_bytes.fetch_add(size, Ordering::Relaxed);
-        self.overlay.write().insert(revision, record.clone());
+        self.overlay.write().put(revision, record.clone(), previous);
         let open = &mut self.queue.lock().open;
         open.records.push((revision, record));
         open.bytes += size;
@@ -237,7 +224,7 @@ impl Values {
         queue.open = Group::default();
         queue.drained = drained;
         let mut overlay = self.overlay.write();
-        overlay.clear();
+        *overlay = Overlay::default();
         self.overlay_bytes.store(0, Ordering::Relaxed);
         *self.backend.write() = backend;
         drop(overlay);
@@ -396,13 +383,14 @@ impl Values {
     }
 
     fn write(&self, groups: &mut [Group], mirror: Option<&Arc<dyn Backend>>) -> Result<(), BackendError> {
-        let mut batch = Vec::new();
+        let (mut batch, mut packer) = (Vec::new(), Packer::default());
         for group in groups.iter_mut() {
             for (revision, record) in &group.records {
-                record.encode(*revision, |key, value| batch.push((key.to_vec(), Some(value))));
+                packer.add(*revision, record, |key, value| batch.push((key.to_vec(), Some(value))));
             }
             batch.append(&mut group.metadata);
         }
+        packer.finish(|key, value| batch.push((key.to_vec(), Some(value))));
         if let Some(mirror) = mirror {
             self.write_mirror(mirror, batch.clone());
         }
@@ -412,56 +400,35 @@ impl Values {
         fail::fail_point!("tree_before_write");
         self.backend().write(batch)?;
         fail::fail_point!("tree_after_write");
-        let mut overlay = self.overlay.write();
-        let mut freed = 0;
-        for (revision, record) in groups.iter().flat_map(|group| &group.records) {
-            overlay.remove(revision);
-            freed += record.size();
-        }
-        drop(overlay);
+        let records = || groups.iter().flat_map(|group| &group.records);
+        self.overlay.write().drain(records());
+        let freed = records().map(|(_, record)| record.size()).sum();
         self.overlay_bytes.fetch_sub(freed, Ordering::Relaxed);
+        // Not all under one lock, which readers wait for.
+        while self.overlay.write().trim() {}
         Ok(())
     }
-}
 
-/// Reads whole records of `first..end` from a tree, in order, until `visit` says false.
-pub fn scan_tree(
-    backend: &dyn Backend,
-    first: Revision,
-    end: Revision,
-    visit: &mut dyn FnMut(Revision, Record) -> bool,
-) -> Result<(), BackendError> {
-    let mut damaged = None;
-    let mut partial: Option<(Revision, u16, Vec<u8>)> = None;
-    let (from, to) = (record::chunk_key(first, 0), record::chunk_key(end, 0));
-    backend.scan(&from, &to, &mut |key, value| {
-        let Some((revision, chunk)) = record::parse_chunk_key(key) else { return true };
-        let mut fail = || {
-            damaged = Some(revision.main);
-            false
-        };
-        let (count, bytes) = match partial.take() {
-            Some((of, count, mut bytes)) if of == revision => {
-                bytes.extend_from_slice(value);
-                (count, bytes)
-            }
-            // A record whose rest is gone: a compaction is removing it right now.
-            _ if chunk != 0 => return true,
-            _ => match record::chunk_count(value) {
-                Some(count) => (count, value.to_vec()),
-                None => return fail(),
-            },
-        };
-        if chunk + 1 < count {
-            partial = Some((revision, count, bytes));
-            return true;
+    /// Removes records from the tree, whose revisions ascend. Returns how many bytes they were.
+    ///
+    /// # Errors
+    /// The tree's.
+    pub(super) fn remove_records(&self, revisions: &[Revision]) -> Result<u64, BackendError> {
+        let backend = self.backend();
+        let (mut batch, mut freed): (Vec<Change>, u64) = (Vec::new(), 0);
+        let mut rest = revisions;
+        while let Some(first) = rest.first() {
+            let (change, gone, bytes) = removal(&*backend, rest)?;
+            batch.extend(change);
+            freed += bytes;
+            // One that is not there was removed before.
+            rest = rest.get(gone.max(1)..).unwrap_or_default();
+            debug_assert!(rest.first().is_none_or(|next| next > first));
         }
-        match Record::decode(bytes.into()) {
-            Some(record) => visit(revision, record),
-            None => fail(),
-        }
-    })?;
-    damaged.map_or(Ok(()), |main| Err(BackendError::Damaged(main)))
+        fail::fail_point!("compaction_before_write");
+        self.remove(batch)?;
+        Ok(freed)
+    }
 }
 
 pub fn encode_applied(index: u64, term: u64) -> Vec<u8> {

@@ -139,7 +139,7 @@ impl<'a> WriteTxn<'a> {
     fn change(&mut self, revision: Revision, record: Record, previous: Option<Revision>) {
         let record = Arc::new(record);
         self.store.in_use.fetch_add(record.size(), Ordering::Relaxed);
-        self.store.values.put(revision, record.clone());
+        self.store.values.put(revision, record.clone(), previous);
         self.changes.push(KeyChange { record, previous });
     }
 

@@ -26,7 +26,9 @@ pub use transfer::{Outgoing, Receiver};
 
 use crate::apply::metadata_changes;
 use crate::env::{self, Disk};
-use crate::mvcc::{APPLIED_KEY, Backend, BackendError, Change, Record, Revision, Store, encode_applied};
+use crate::mvcc::{
+    APPLIED_KEY, Backend, BackendError, Change, KEY_LENGTH, Packer, Record, Revision, Store, encode_applied,
+};
 
 const MANIFEST: &str = ".manifest";
 const FILE: &str = ".revisions";
@@ -236,7 +238,7 @@ impl Snapshots {
         Ok(Self { disk, directory: directory.to_owned(), latest })
     }
 
-    /// Reads every record of the latest snapshot, in no order among its files.
+    /// Reads every record of the latest snapshot, in the order of revisions.
     ///
     /// # Errors
     /// A damaged file, and what `visit` says.
@@ -244,7 +246,9 @@ impl Snapshots {
         &self,
         visit: &mut dyn FnMut(Revision, Record) -> io::Result<()>,
     ) -> Result<(), SnapshotError> {
-        for file in self.latest.iter().flat_map(|manifest| &manifest.files) {
+        let mut files: Vec<_> = self.latest.iter().flat_map(|manifest| &manifest.files).collect();
+        files.sort_by_key(|file| file.after);
+        for file in files {
             let path = self.directory.join(&file.name);
             file::read(&*self.disk, &path, (file.length, file.crc32), visit).map_err(from_reading)?;
         }
@@ -259,18 +263,20 @@ impl Snapshots {
     pub fn restore(&self, backend: &dyn Backend) -> Result<(), SnapshotError> {
         let Some(manifest) = &self.latest else { return Ok(()) };
         let mut batch: Vec<Change> = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut packer) = (0, Packer::default());
         self.visit(&mut |revision, record| {
-            record.encode(revision, |key, value| {
+            let put = |key: [u8; KEY_LENGTH], value: Vec<u8>| {
                 bytes += key.len() + value.len();
                 batch.push((key.to_vec(), Some(value)));
-            });
+            };
+            packer.add(revision, &record, put);
             if bytes > 1 << 20 {
                 bytes = 0;
                 backend.write(std::mem::take(&mut batch)).map_err(io::Error::other)?;
             }
             Ok(())
         })?;
+        packer.finish(|key, value| batch.push((key.to_vec(), Some(value))));
         if let Some(metadata) = &manifest.metadata {
             batch.extend(metadata_changes(metadata));
         }

@@ -487,6 +487,13 @@ impl Backend for SimulatedTree {
         Ok(self.tree.lock().current.get(key).cloned())
     }
 
+    fn at_or_before(&self, key: &[u8], visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), BackendError> {
+        if let Some((key, value)) = self.tree.lock().current.range(..=key.to_vec()).next_back() {
+            visit(key, value);
+        }
+        Ok(())
+    }
+
     fn scan(
         &self,
         from: &[u8],
