@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
+use tonic::codegen::BoxFuture;
 use tower::Service as _;
 
 use crate::authority::Repair;
@@ -100,31 +101,43 @@ impl Services {
         Self::Metrics(Plain { server: server.clone(), registry: registry.clone() })
     }
 
-    async fn call(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    /// The future is boxed once, by the service: what handles a stream holds and moves a pointer.
+    fn call(&self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let answer = |response| Box::pin(std::future::ready(Ok(response)));
         match self {
-            // As in etcd, one that only learns answers what it knows for sure; for reads see the service KV.
-            Services::Clients(clients)
-                if clients.plain.server.shared.is_learner()
-                    && is_grpc(&request)
-                    && !LEARNERS_ANSWER.contains(&request.uri().path()) =>
-            {
-                Ok(status::not_for_learner().into_http())
-            }
             Services::Clients(clients) => match service {
-                "etcdserverpb.KV" => clients.kv.clone().call(request).await,
-                "etcdserverpb.Watch" => clients.watch.clone().call(request).await,
-                "etcdserverpb.Lease" => clients.lease.clone().call(request).await,
-                "etcdserverpb.Cluster" => clients.cluster.clone().call(request).await,
-                "etcdserverpb.Maintenance" => clients.maintenance.clone().call(request).await,
-                _ => Ok(clients.plain.call(&request).await),
+                _ if is_grpc(&request)
+                    && let Some(refusal) = clients.refusal(&request) =>
+                {
+                    answer(refusal.into_http())
+                }
+                "etcdserverpb.KV" => clients.kv.clone().call(request),
+                "etcdserverpb.Watch" => clients.watch.clone().call(request),
+                "etcdserverpb.Lease" => clients.lease.clone().call(request),
+                "etcdserverpb.Cluster" => clients.cluster.clone().call(request),
+                "etcdserverpb.Maintenance" => clients.maintenance.clone().call(request),
+                _ => clients.plain.clone().answer(request),
             },
-            Services::Peers(mut peers) => match service {
-                "keelson.peer.Peer" => peers.call(request).await,
-                _ => Ok(unknown(&request)),
+            Services::Peers(peers) => match service {
+                "keelson.peer.Peer" => peers.clone().call(request),
+                _ => answer(unknown(&request)),
             },
-            Services::Metrics(plain) => Ok(plain.call(&request).await),
+            Services::Metrics(plain) => plain.clone().answer(request),
         }
+    }
+}
+
+impl Clients {
+    /// What no service answers now, whatever it is asked.
+    fn refusal(&self, request: &Request<Incoming>) -> Option<tonic::Status> {
+        let shared = &self.plain.server.shared;
+        // As in etcd, one that only learns answers what it knows for sure; for reads see the service KV.
+        if shared.is_learner() && !LEARNERS_ANSWER.contains(&request.uri().path()) {
+            return Some(status::not_for_learner());
+        }
+        let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
+        (requires_leader && shared.leader() == 0).then(status::no_leader)
     }
 }
 
@@ -149,6 +162,10 @@ fn answer(status: StatusCode, content: &'static str, body: String) -> Response<B
 }
 
 impl Plain {
+    fn answer(self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
+        Box::pin(async move { Ok(self.call(&request).await) })
+    }
+
     async fn call(&self, request: &Request<Incoming>) -> Response<Body> {
         const JSON: &str = "application/json";
         const TEXT: &str = "text/plain; charset=utf-8";
@@ -257,7 +274,7 @@ where
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
-    let service = hyper::service::service_fn(move |request| services.clone().call(request));
+    let service = hyper::service::service_fn(move |request| services.call(request));
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {

@@ -50,7 +50,7 @@ impl Lease for Service {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let mut request = request.into_inner();
-        self.check_space()?;
+        self.check_space(0)?;
         if request.ttl > crate::lease::MAX_TTL {
             return Err(status::lease_ttl_too_large());
         }

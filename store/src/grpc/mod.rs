@@ -203,9 +203,10 @@ impl Server {
         Status::internal("etcdserver: the state machine gave another kind of answer")
     }
 
-    /// Refuses what takes space while this member or another one has none.
-    fn check_space(&self) -> Result<(), Status> {
-        if self.shared.no_space() || self.state.alarms.read().any(AlarmType::Nospace) {
+    /// Refuses what takes space while this member or another one has none, or when `size` more would be over the quota.
+    fn check_space(&self, size: usize) -> Result<(), Status> {
+        let full = self.state.store.in_use() + size as u64 > self.limits.quota;
+        if full || self.shared.no_space() || self.state.alarms.read().any(AlarmType::Nospace) {
             return Err(status::no_space());
         }
         Ok(())

@@ -5,7 +5,9 @@
 //! before its first event, and nothing follows its cancellation.
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::watch_create_request::FilterType;
@@ -16,7 +18,6 @@ use keelson_proto::etcd::mvccpb::event::EventType;
 use keelson_proto::etcd::mvccpb::{Event, KeyValue};
 use prost::Message;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Server, Service, long, status};
@@ -28,11 +29,37 @@ const MAX_EVENTS: usize = 1000;
 /// Speaks for no watch, or for all of a stream.
 const NO_WATCH: i64 = -1;
 
-type Answers = mpsc::Sender<Result<WatchResponse, Status>>;
+/// Bytes of answers that are handed over together: many small ones would each be written to the connection alone.
+const BATCH: usize = 64 << 10;
+
+type Batch = Result<Vec<WatchResponse>, Status>;
+
+/// The answers of a stream, one by one.
+pub struct Batches {
+    receiver: mpsc::Receiver<Batch>,
+    current: std::vec::IntoIter<WatchResponse>,
+}
+
+impl tokio_stream::Stream for Batches {
+    type Item = Result<WatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(answer) = self.current.next() {
+                return Poll::Ready(Some(Ok(answer)));
+            }
+            match ready!(self.receiver.poll_recv(context)) {
+                Some(Ok(batch)) => self.current = batch.into_iter(),
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl Watch for Service {
-    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+    type WatchStream = Batches;
 
     async fn watch(
         &self,
@@ -48,6 +75,7 @@ impl Watch for Service {
             server: self.0.clone(),
             stream: Arc::default(),
             answers,
+            batch: (Vec::new(), 0),
             watches: BTreeMap::new(),
             serials: HashMap::new(),
             last_serial: 0,
@@ -55,7 +83,7 @@ impl Watch for Service {
             progress_wanted: false,
         };
         tokio::spawn(session.run(request.into_inner(), require_leader));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(Batches { receiver: stream, current: Vec::new().into_iter() }))
     }
 }
 
@@ -81,7 +109,9 @@ struct Ended;
 struct Session {
     server: Arc<Server>,
     stream: Arc<Stream>,
-    answers: Answers,
+    answers: mpsc::Sender<Batch>,
+    /// Answers that are not handed over yet, with their bytes.
+    batch: (Vec<WatchResponse>, usize),
     watches: BTreeMap<i64, Watcher>,
     /// Ids of watches by serial.
     serials: HashMap<u64, i64>,
@@ -148,14 +178,24 @@ impl Session {
                 () = stream.arrived() => self.deliver().await,
                 () = std::future::ready(()), if behind => self.catch_up().await,
             };
-            if worked.is_err() {
+            if worked.is_err() || self.hand_over().await.is_err() {
                 return;
             }
         }
     }
 
-    async fn send(&self, response: WatchResponse) -> Result<(), Ended> {
-        self.answers.send(Ok(response)).await.map_err(|_| Ended)
+    async fn send(&mut self, response: WatchResponse) -> Result<(), Ended> {
+        self.batch.1 += response.encoded_len();
+        self.batch.0.push(response);
+        if self.batch.1 >= BATCH { self.hand_over().await } else { Ok(()) }
+    }
+
+    async fn hand_over(&mut self) -> Result<(), Ended> {
+        let (batch, _) = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.answers.send(Ok(batch)).await.map_err(|_| Ended)
     }
 
     async fn request(&mut self, request: WatchRequest) -> Result<(), Ended> {
@@ -187,7 +227,7 @@ impl Session {
         }
     }
 
-    async fn refuse(&self, reason: &str) -> Result<(), Ended> {
+    async fn refuse(&mut self, reason: &str) -> Result<(), Ended> {
         self.send(WatchResponse {
             header: self.server.current_header(),
             watch_id: NO_WATCH,
@@ -338,6 +378,7 @@ impl Session {
                     .await?;
                 }
                 Err(other) => {
+                    self.hand_over().await?;
                     let _ = self.answers.send(Err(self.server.read_failed(other))).await;
                     return Err(Ended);
                 }
