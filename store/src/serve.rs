@@ -18,7 +18,6 @@ use keelson_proto::etcd::etcdserverpb::cluster_server::ClusterServer;
 use keelson_proto::etcd::etcdserverpb::kv_server::KvServer;
 use keelson_proto::etcd::etcdserverpb::lease_server::LeaseServer;
 use keelson_proto::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
-use keelson_proto::etcd::etcdserverpb::watch_server::WatchServer;
 use keelson_proto::peer::peer_server::PeerServer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -30,7 +29,7 @@ use tower::Service as _;
 
 use crate::authority::Repair;
 use crate::config::Url;
-use crate::grpc::{ETCD_VERSION, Server, Service, status};
+use crate::grpc::{self, ETCD_VERSION, Server, Service, status};
 use crate::health;
 use crate::transport::PeerService;
 
@@ -65,7 +64,9 @@ const LEARNERS_ANSWER: [&str; 3] =
 
 pub struct Clients {
     kv: KvServer<Server>,
-    watch: WatchServer<Service>,
+    watch: Service,
+    /// Bytes of a client's message.
+    limit: usize,
     lease: LeaseServer<Service>,
     cluster: ClusterServer<Server>,
     maintenance: MaintenanceServer<Server>,
@@ -85,7 +86,8 @@ impl Services {
         let service = Service(server.clone());
         Self::Clients(Arc::new(Clients {
             kv: KvServer::from_arc(server.clone()).max_decoding_message_size(limit),
-            watch: WatchServer::new(service.clone()).max_decoding_message_size(limit),
+            watch: service.clone(),
+            limit,
             lease: LeaseServer::new(service).max_decoding_message_size(limit),
             cluster: ClusterServer::from_arc(server.clone()).max_decoding_message_size(limit),
             maintenance: MaintenanceServer::from_arc(server.clone()).max_decoding_message_size(limit),
@@ -113,7 +115,7 @@ impl Services {
                     answer(refusal.into_http())
                 }
                 "etcdserverpb.KV" => clients.kv.clone().call(request),
-                "etcdserverpb.Watch" => clients.watch.clone().call(request),
+                "etcdserverpb.Watch" => grpc::watch::serve(clients.watch.clone(), clients.limit, request),
                 "etcdserverpb.Lease" => clients.lease.clone().call(request),
                 "etcdserverpb.Cluster" => clients.cluster.clone().call(request),
                 "etcdserverpb.Maintenance" => clients.maintenance.clone().call(request),

@@ -7,11 +7,15 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use keelson_proto::etcd::etcdserverpb::WatchResponse;
+use keelson_proto::etcd::mvccpb::Event;
+use keelson_proto::etcd::mvccpb::event::EventType;
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::sync::Notify;
 
 use crate::mvcc::{KeyRange, MvccError, RangeEnd, Record, Revision, Store};
@@ -28,9 +32,44 @@ pub struct Change {
 }
 
 impl Change {
+    /// As a client sees it, without the version before.
+    pub fn event(&self) -> Event {
+        let kind = if self.record.tombstone { EventType::Delete } else { EventType::Put };
+        Event { r#type: kind as i32, kv: Some(self.record.kv.clone()), prev_kv: None }
+    }
+
     fn size(&self) -> usize {
         let previous = self.previous.as_ref().map_or(0, |record| record.kv.value.len());
         self.record.kv.key.len() + self.record.kv.value.len() + previous + 64
+    }
+}
+
+/// Changes of one revision, for all watches of the same keys.
+#[derive(Debug)]
+pub struct Changes {
+    list: Vec<Change>,
+    encoded: OnceLock<Bytes>,
+}
+
+impl Changes {
+    pub fn new(list: Vec<Change>) -> Self {
+        Self { list, encoded: OnceLock::new() }
+    }
+
+    pub fn list(&self) -> &[Change] {
+        &self.list
+    }
+
+    fn size(&self) -> usize {
+        self.list.iter().map(Change::size).sum()
+    }
+
+    /// The field `events` of an answer, without versions before the changes. It is made when it is first asked for.
+    pub fn encoded(&self) -> &Bytes {
+        self.encoded.get_or_init(|| {
+            let events = self.list.iter().map(Change::event).collect();
+            WatchResponse { events, ..WatchResponse::default() }.encode_to_vec().into()
+        })
     }
 }
 
@@ -40,7 +79,7 @@ pub enum Item {
     Changes {
         watch: u64,
         revision: i64,
-        changes: Arc<[Change]>,
+        changes: Arc<Changes>,
     },
     /// The watch gets no more from the hub; it has everything before `from`.
     Behind {
@@ -176,7 +215,7 @@ impl Hub {
             for change in changes {
                 let key = &change.record.kv.key;
                 if let Some(watchers) = inner.keys.get_mut(key) {
-                    self.deliver(watchers, revision, &Arc::from([change.clone()]));
+                    self.deliver(watchers, revision, &Arc::new(Changes::new(vec![change.clone()])));
                     if watchers.is_empty() {
                         inner.keys.remove(key);
                     }
@@ -189,7 +228,7 @@ impl Hub {
             if matched.is_empty() {
                 continue;
             }
-            self.deliver(watchers, revision, &matched.into());
+            self.deliver(watchers, revision, &Arc::new(Changes::new(matched)));
             if watchers.is_empty() {
                 emptied.push(range.clone());
             }
@@ -199,8 +238,8 @@ impl Hub {
         }
     }
 
-    fn deliver(&self, watchers: &mut Vec<Watcher>, revision: i64, changes: &Arc<[Change]>) {
-        let size: usize = changes.iter().map(Change::size).sum();
+    fn deliver(&self, watchers: &mut Vec<Watcher>, revision: i64, changes: &Arc<Changes>) {
+        let size = changes.size();
         watchers.retain(|watcher| {
             if revision < watcher.from {
                 return true;

@@ -163,10 +163,8 @@ mod tests {
 
     #[test]
     fn tables_are_aligned_and_have_ratios() {
-        let rows = vec![
-            Row { peer: Some(1000.0), ..Row::new("puts", "1/s", 1500.4) },
-            Row::new("p50", "ms", 0.25),
-        ];
+        let rows =
+            vec![Row { peer: Some(1000.0), ..Row::new("puts", "1/s", 1500.4) }, Row::new("p50", "ms", 0.25)];
         let section = Section { title: "Store".into(), peer: Some("etcd".into()), rows };
         let expected = "## Store\n\n\
             | measure | unit | value | etcd | ratio |\n\

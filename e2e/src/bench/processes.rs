@@ -43,7 +43,8 @@ pub fn cpu(pid: u32) -> io::Result<f64> {
     // Fields after the name, which may hold anything but ends with the last bracket: proc(5), utime and stime.
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = |place: usize| fields.split_whitespace().nth(place).and_then(|field| field.parse::<f64>().ok());
+    let ticks =
+        |place: usize| fields.split_whitespace().nth(place).and_then(|field| field.parse::<f64>().ok());
     match (ticks(11), ticks(12)) {
         // The kernel always counts 100 ticks a second there, whatever its own are.
         (Some(user), Some(system)) => Ok((user + system) / 100.0),

@@ -2,13 +2,14 @@
 //!
 //! Nothing here decides or changes anything; it checks what can be checked without state, waits, and translates.
 
+mod answer;
 mod check;
 mod cluster;
 mod error;
 mod kv;
 mod lease;
 mod maintenance;
-mod watch;
+pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

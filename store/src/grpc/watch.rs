@@ -5,24 +5,26 @@
 //! before its first event, and nothing follows its cancellation.
 
 use std::collections::{BTreeMap, HashMap};
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use keelson_proto::etcd::etcdserverpb::watch_create_request::FilterType;
 use keelson_proto::etcd::etcdserverpb::watch_request::RequestUnion;
-use keelson_proto::etcd::etcdserverpb::watch_server::Watch;
 use keelson_proto::etcd::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
-use keelson_proto::etcd::mvccpb::event::EventType;
 use keelson_proto::etcd::mvccpb::{Event, KeyValue};
 use prost::Message;
 use tokio::sync::mpsc;
+use tonic::body::Body;
+use tonic::codegen::BoxFuture;
+use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::answer::{Answer, AnswerCodec, Batch, Batches};
 use super::{Server, Service, long, status};
 use crate::mvcc::{KeyRange, MvccError, Store};
-use crate::watch::{Change, Item, Stream, history};
+use crate::watch::{Change, Changes, Item, Stream, history};
 
 /// Events of one watch that are sent together, should so many wait.
 const MAX_EVENTS: usize = 1000;
@@ -31,45 +33,29 @@ const NO_WATCH: i64 = -1;
 
 /// Bytes of answers that are handed over together: many small ones would each be written to the connection alone.
 const BATCH: usize = 64 << 10;
+const METHOD: &str = "/etcdserverpb.Watch/Watch";
 
-type Batch = Result<Vec<WatchResponse>, Status>;
-
-/// The answers of a stream, one by one.
-pub struct Batches {
-    receiver: mpsc::Receiver<Batch>,
-    current: std::vec::IntoIter<WatchResponse>,
-}
-
-impl tokio_stream::Stream for Batches {
-    type Item = Result<WatchResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(answer) = self.current.next() {
-                return Poll::Ready(Some(Ok(answer)));
-            }
-            match ready!(self.receiver.poll_recv(context)) {
-                Some(Ok(batch)) => self.current = batch.into_iter(),
-                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
-                None => return Poll::Ready(None),
-            }
-        }
+/// Serves a request to the service Watch.
+pub fn serve(
+    service: Service,
+    limit: usize,
+    request: http::Request<Incoming>,
+) -> BoxFuture<http::Response<Body>, Infallible> {
+    if request.uri().path() != METHOD {
+        return Box::pin(std::future::ready(Ok(Status::unimplemented("").into_http())));
     }
+    let mut grpc = Grpc::new(AnswerCodec).apply_max_message_size_config(Some(limit), None);
+    Box::pin(async move { Ok(grpc.streaming(service, request).await) })
 }
 
-#[tonic::async_trait]
-impl Watch for Service {
-    type WatchStream = Batches;
+impl StreamingService<WatchRequest> for Service {
+    type Response = Answer;
+    type ResponseStream = Batches;
+    type Future = BoxFuture<Response<Batches>, Status>;
 
-    async fn watch(
-        &self,
-        request: Request<Streaming<WatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+    fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
         let require_leader =
             request.metadata().get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        if require_leader && self.shared.leader() == 0 {
-            return Err(status::no_leader());
-        }
         let (answers, stream) = mpsc::channel(4);
         let session = Session {
             server: self.0.clone(),
@@ -83,7 +69,7 @@ impl Watch for Service {
             progress_wanted: false,
         };
         tokio::spawn(session.run(request.into_inner(), require_leader));
-        Ok(Response::new(Batches { receiver: stream, current: Vec::new().into_iter() }))
+        Box::pin(std::future::ready(Ok(Response::new(Batches::new(stream)))))
     }
 }
 
@@ -111,7 +97,7 @@ struct Session {
     stream: Arc<Stream>,
     answers: mpsc::Sender<Batch>,
     /// Answers that are not handed over yet, with their bytes.
-    batch: (Vec<WatchResponse>, usize),
+    batch: (Vec<Answer>, usize),
     watches: BTreeMap<i64, Watcher>,
     /// Ids of watches by serial.
     serials: HashMap<u64, i64>,
@@ -184,9 +170,10 @@ impl Session {
         }
     }
 
-    async fn send(&mut self, response: WatchResponse) -> Result<(), Ended> {
-        self.batch.1 += response.encoded_len();
-        self.batch.0.push(response);
+    async fn send(&mut self, answer: impl Into<Answer>) -> Result<(), Ended> {
+        let answer = answer.into();
+        self.batch.1 += answer.encoded_len();
+        self.batch.0.push(answer);
         if self.batch.1 >= BATCH { self.hand_over().await } else { Ok(()) }
     }
 
@@ -325,17 +312,25 @@ impl Session {
                 Item::Changes { watch, mut revision, changes } => {
                     let Some(id) = self.serials.get(&watch).copied() else { continue };
                     let Some(watcher) = self.watches.get_mut(&id) else { continue };
-                    let store = &self.server.state.store;
-                    let mut events = watcher.events(store, &changes).map_err(|_| Ended)?;
-                    while events.len() < MAX_EVENTS
-                        && let Some(Item::Changes { revision: later, changes, .. }) = items.next_if(
+                    let mut changes = vec![changes];
+                    let mut events = changes[0].list().len();
+                    while events < MAX_EVENTS
+                        && let Some(Item::Changes { revision: later, changes: more, .. }) = items.next_if(
                             |item| matches!(item, Item::Changes { watch: same, .. } if *same == watch),
                         )
                     {
-                        events.extend(watcher.events(store, &changes).map_err(|_| Ended)?);
+                        events += more.list().len();
+                        changes.push(more);
                         revision = later;
                     }
                     watcher.next = revision + 1;
+                    if watcher.is_plain() {
+                        self.send_shared(id, revision, changes).await?;
+                        continue;
+                    }
+                    let store = &self.server.state.store;
+                    let lists = changes.iter().map(|changes| watcher.events(store, changes.list()));
+                    let events = lists.collect::<Result<Vec<_>, _>>().map_err(|_| Ended)?.concat();
                     self.send_events(id, revision, events).await?;
                 }
             }
@@ -390,6 +385,23 @@ impl Session {
         Ok(())
     }
 
+    /// Sends what other watches may be sent too.
+    async fn send_shared(
+        &mut self,
+        watch_id: i64,
+        revision: i64,
+        shared: Vec<Arc<Changes>>,
+    ) -> Result<(), Ended> {
+        if let Some(watcher) = self.watches.get_mut(&watch_id) {
+            watcher.sent = true;
+        }
+        let count = shared.iter().map(|changes| changes.list().len() as u64).sum();
+        self.server.metrics.events.inc_by(count);
+        let header = self.server.header(revision);
+        let head = WatchResponse { header, watch_id, ..WatchResponse::default() };
+        self.send(Answer { head, shared }).await
+    }
+
     async fn send_events(&mut self, id: i64, revision: i64, events: Vec<Event>) -> Result<(), Ended> {
         if events.is_empty() {
             return Ok(());
@@ -427,6 +439,11 @@ impl Session {
 const LEADER_GRACE: Duration = Duration::from_secs(3);
 
 impl Watcher {
+    /// Whether it gets just what other watches of the same keys get.
+    fn is_plain(&self) -> bool {
+        !(self.no_put || self.no_delete || self.prev_kv || self.fragment)
+    }
+
     fn events(&self, store: &Store, changes: &[Change]) -> Result<Vec<Event>, MvccError> {
         let wanted = changes.iter().filter(|change| match change.record.tombstone {
             true => !self.no_delete,
@@ -434,9 +451,8 @@ impl Watcher {
         });
         wanted
             .map(|change| {
-                let kind = if change.record.tombstone { EventType::Delete } else { EventType::Put };
                 let prev_kv = if self.prev_kv { previous(store, change)? } else { None };
-                Ok(Event { r#type: kind as i32, kv: Some(change.record.kv.clone()), prev_kv })
+                Ok(Event { prev_kv, ..change.event() })
             })
             .collect()
     }

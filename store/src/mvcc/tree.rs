@@ -8,7 +8,10 @@ use super::record::{self, Record, Revision};
 
 /// What has to be changed in a tree for the first of these revisions to go, and those behind it that lie in the same
 /// place; how many those are, and their bytes.
-pub(super) fn removal(backend: &dyn Backend, revisions: &[Revision]) -> Result<(Vec<Change>, usize, u64), BackendError> {
+pub(super) fn removal(
+    backend: &dyn Backend,
+    revisions: &[Revision],
+) -> Result<(Vec<Change>, usize, u64), BackendError> {
     let Some(first) = revisions.first() else { return Ok((Vec::new(), 0, 0)) };
     let wanted = record::chunk_key(*first, 0);
     let (mut changes, mut gone, mut bytes) = (Vec::new(), 0, 0);

@@ -428,10 +428,7 @@ impl Node {
             return Ok(());
         }
         let reports = RefCell::new(Vec::new());
-        self.parts
-            .wal
-            .write_now(write, &|report| reports.borrow_mut().push(report))
-            .map_err(Stopped::Wal)?;
+        self.parts.wal.write_now(write, &|report| reports.borrow_mut().push(report)).map_err(Stopped::Wal)?;
         reports.into_inner().into_iter().try_for_each(|report| self.log_reports(report))
     }
 

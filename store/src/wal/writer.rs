@@ -127,11 +127,8 @@ pub struct Writer(Arc<Shared>);
 pub fn writer(wal: Wal, observer: impl Observer + 'static) -> (WalHandle, Writer) {
     observer.size(wal.bytes(), wal.written());
     let writing = Writing { wal, observer: Box::new(observer), batch: Batch::default(), full: false };
-    let shared = Arc::new(Shared {
-        queue: Mutex::default(),
-        work: Condvar::new(),
-        writing: Mutex::new(writing),
-    });
+    let shared =
+        Arc::new(Shared { queue: Mutex::default(), work: Condvar::new(), writing: Mutex::new(writing) });
     (WalHandle(shared.clone()), Writer(shared))
 }
 

@@ -26,14 +26,16 @@ async fn leader(cluster: &Cluster) -> Result<usize, BenchError> {
                 let connection = Access::plain(vec![member.url.clone()]).each().await?.remove(0);
                 connection.ask::<StatusResponse>(&Call::status(), &StatusRequest {}).await
             };
-            if let Ok(status) = tokio::time::timeout(Duration::from_secs(1), status).await.unwrap_or_else(
-                |_| Err(BenchError::Unexpected("no answer".to_owned())),
-            ) {
+            if let Ok(status) = tokio::time::timeout(Duration::from_secs(1), status)
+                .await
+                .unwrap_or_else(|_| Err(BenchError::Unexpected("no answer".to_owned())))
+            {
                 let id = status.header.map_or(0, |header| header.member_id);
                 seen.push((id, status.leader));
             }
         }
-        let agreed = seen.len() == cluster.members.len() && seen.iter().all(|(_, leader)| *leader == seen[0].1);
+        let agreed =
+            seen.len() == cluster.members.len() && seen.iter().all(|(_, leader)| *leader == seen[0].1);
         if agreed && let Some(place) = seen.iter().position(|(id, leader)| id == leader) {
             return Ok(place);
         }
@@ -52,7 +54,8 @@ async fn one(program: &std::path::Path, times: usize) -> Result<Latencies, Bench
         let place = leader(&cluster).await?;
         cluster.members[place].kill()?;
         let killed = Instant::now();
-        let others: Vec<String> = (0..3).filter(|other| *other != place).map(|other| cluster.members[other].url.clone()).collect();
+        let others: Vec<String> =
+            (0..3).filter(|other| *other != place).map(|other| cluster.members[other].url.clone()).collect();
         let connections = Access::plain(others).each().await?;
         // Both are asked all the time; the first write that either accepts counts.
         let mut writes = tokio::task::JoinSet::new();
@@ -69,9 +72,9 @@ async fn one(program: &std::path::Path, times: usize) -> Result<Latencies, Bench
                 }
             });
         }
-        let first = tokio::time::timeout(PATIENCE, writes.join_next())
-            .await
-            .map_err(|_| BenchError::Unexpected("no write was accepted after a leader was killed".to_owned()))?;
+        let first = tokio::time::timeout(PATIENCE, writes.join_next()).await.map_err(|_| {
+            BenchError::Unexpected("no write was accepted after a leader was killed".to_owned())
+        })?;
         if let Some(took) = first {
             found.push(took?);
         }

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use keelson_proto::etcd::etcdserverpb::request_op::Request;
-use keelson_proto::etcd::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse};
+use keelson_proto::etcd::etcdserverpb::{
+    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+};
 use tokio::task::JoinSet;
 
 use super::connection::Call;
@@ -89,7 +91,9 @@ async fn one(program: &std::path::Path, keys: usize) -> Result<[f64; 4], BenchEr
             connection.ask::<RangeResponse>(&Call::range(), &count).await
         };
         match answer.await {
-            Ok(found) if found.count as usize >= keys / BATCH * BATCH => break started.elapsed().as_secs_f64(),
+            Ok(found) if found.count as usize >= keys / BATCH * BATCH => {
+                break started.elapsed().as_secs_f64();
+            }
             Ok(found) => {
                 return Err(BenchError::Unexpected(format!("{} of {keys} keys are left", found.count)));
             }

@@ -84,8 +84,7 @@ impl Pair {
         let subject = match &plan.access {
             Some(access) => Target { access: access.clone(), pids: Vec::new() },
             None => {
-                let subject =
-                    Cluster::start(&plan.store, &directory.path().join("subject"), members).await?;
+                let subject = Cluster::start(&plan.store, &directory.path().join("subject"), members).await?;
                 let target = subject.target.clone();
                 clusters.push(subject);
                 target
@@ -223,8 +222,8 @@ pub async fn throughput(plan: &Plan, members: usize) -> Result<Section, BenchErr
             let mut load = open(target, call, offered, plan.time, make).await?;
             let what = format!("{name} at {offered:.0}/s, p99");
             let p99 = Row::new(what, "ms", load.latencies.percentile(99)).bar(Some(Bar::AtMost(0.5)));
-            let cpu = Row::new(format!("{name} at {offered:.0}/s, server CPU"), "µs", load.cpu)
-                .bar(wanted.cpu);
+            let cpu =
+                Row::new(format!("{name} at {offered:.0}/s, server CPU"), "µs", load.cpu).bar(wanted.cpu);
             Ok(vec![p99, cpu])
         })
         .await?;

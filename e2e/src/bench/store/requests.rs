@@ -54,9 +54,7 @@ fn create(number: usize) -> TxnRequest {
             target_union: Some(TargetUnion::ModRevision(0)),
             ..Compare::default()
         }],
-        success: vec![RequestOp {
-            request: Some(request_op::Request::RequestPut(put(key.clone()))),
-        }],
+        success: vec![RequestOp { request: Some(request_op::Request::RequestPut(put(key.clone()))) }],
         failure: vec![RequestOp {
             request: Some(request_op::Request::RequestRange(RangeRequest { key, ..RangeRequest::default() })),
         }],
@@ -76,7 +74,6 @@ pub fn puts() -> Make {
 pub fn gets() -> Make {
     prepared((0..KEYS).map(|number| frame(&RangeRequest { key: key(number), ..RangeRequest::default() })))
 }
-
 
 /// The first keys of all, so many at a time.
 pub fn ranges(limit: usize) -> Make {
