@@ -217,7 +217,7 @@ impl Watch {
             for item in live.stream.take() {
                 match item {
                     Item::Changes { revision, changes, .. } => {
-                        self.take(&changes, state);
+                        self.take(changes.list(), state);
                         self.next = revision + 1;
                     }
                     Item::Behind { from, .. } => {
