@@ -16,6 +16,7 @@ use crate::apply::State;
 use crate::config::Config;
 use crate::env::{Disk, Env, OpenTree};
 use crate::grpc::{self, Limits, Server};
+use crate::incarnation::peer_cluster;
 use crate::join::{JoinError, Origin, initial_members, mark_removed};
 use crate::membership::Members;
 use crate::metrics::{Metrics, StateCollector, WalObserver};
@@ -333,7 +334,8 @@ pub struct Running {
     pub lock: fs::File,
 }
 
-fn lock(directory: &Path) -> Result<fs::File, StartError> {
+/// Keeps other processes from the data in a directory.
+pub(crate) fn lock(directory: &Path) -> Result<fs::File, StartError> {
     let refused = |error| StartError::Directory(directory.to_owned(), error);
     let file = fs::File::create(directory.join("lock")).map_err(refused)?;
     match file.try_lock() {
@@ -370,7 +372,7 @@ pub fn start(
     );
     if config.force_new_cluster {
         let disks = open(env, &directory, origin)?;
-        recovery::force_new_cluster(disks, origin.identity(), fallback_members(config, origin)?)?;
+        recovery::force_new_cluster(disks, origin.identity(), fallback_members(config, origin)?, env.seed)?;
     }
     let Disks { snapshots, trees, backend, loaded, wal, recovered } = open(env, &directory, origin)?;
     let (applied, applied_term) = loaded.applied;
@@ -425,7 +427,7 @@ pub fn start(
         keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
     }
     let peers_config = PeersConfig {
-        cluster,
+        cluster: peer_cluster(cluster, state.members.read().incarnation().id),
         member,
         peer_urls: config.initial_advertise_peer_urls.clone(),
         credentials: config.peer_credentials(),
@@ -509,7 +511,9 @@ fn limits(config: &Config) -> Limits {
 fn fallback_members(config: &Config, origin: &Origin) -> Result<Members, JoinError> {
     Ok(match origin {
         Origin::Bootstrap { members, .. } => Members::bootstrap(members.iter().cloned()),
-        Origin::Join { members, .. } => Members::hearsay(members.iter().cloned()),
+        Origin::Join { incarnation, members, .. } => {
+            Members::hearsay(members.iter().cloned(), incarnation.clone())
+        }
         // A tree of a version that could not change the membership has only what members said of themselves.
         Origin::Known(_) => match config.members() {
             Ok((_, members)) => Members::bootstrap(initial_members(&members)),

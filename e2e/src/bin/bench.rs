@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use e2e::bench::{BenchError, Section, api, machine, pods, processes, store};
+use e2e::bench::{BenchError, Section, api, churn, machine, pods, processes, store};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -20,6 +20,8 @@ enum Part {
     Pods,
     /// Puts, ranges, transactions, watches, beside an etcd that is started for it
     Store,
+    /// The live set of a store overwritten again and again while it compacts; only when asked for
+    Churn,
 }
 
 #[derive(Debug, Parser)]
@@ -70,6 +72,15 @@ struct Cli {
     /// The image of those pods; it must be on the nodes
     #[arg(long, default_value = e2e::pods::IMAGE)]
     image: String,
+    /// Keys of the live set that is overwritten
+    #[arg(long, default_value_t = 100_000)]
+    churn_keys: usize,
+    /// Bytes of each of its values
+    #[arg(long, default_value_t = 256)]
+    churn_bytes: usize,
+    /// How often it is overwritten
+    #[arg(long, default_value_t = 10)]
+    churn_rounds: usize,
     /// Requests of one client to the store in each of three rounds
     #[arg(long, default_value_t = 1000)]
     requests: usize,
@@ -87,7 +98,7 @@ impl Cli {
             return Ok(Part::value_variants()
                 .iter()
                 .copied()
-                .filter(|part| lacks(*part).is_none())
+                .filter(|part| lacks(*part).is_none() && *part != Part::Churn)
                 .collect());
         }
         for part in &self.parts {
@@ -164,6 +175,15 @@ async fn run(cli: &Cli, parts: &[Part]) -> Result<(), BenchError> {
             requests: cli.requests,
         };
         tell(&store::run(&plan).await?);
+    }
+    if wanted(Part::Churn) {
+        let plan = churn::Plan {
+            keys: cli.churn_keys,
+            value_bytes: cli.churn_bytes,
+            rounds: cli.churn_rounds,
+            ..churn::Plan::default()
+        };
+        tell(&churn::on(&binaries.join("kube-store"), &plan).await?);
     }
     if let Some(client) = &client {
         // Pods first: they are to be measured on a cluster that has nothing else to do.

@@ -5,6 +5,8 @@
 mod check;
 mod cluster;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod kv;
 mod lease;
 mod maintenance;

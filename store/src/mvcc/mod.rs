@@ -5,6 +5,8 @@
 
 mod backend;
 mod compaction;
+#[cfg(test)]
+mod fuzz;
 mod hash;
 mod index;
 mod load;

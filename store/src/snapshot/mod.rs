@@ -298,4 +298,6 @@ fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<Manifest, SnapshotError
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
