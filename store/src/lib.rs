@@ -31,5 +31,6 @@ pub mod snapshot;
 pub mod start;
 pub mod tool;
 pub mod transport;
+pub mod trees;
 pub mod wal;
 pub mod watch;

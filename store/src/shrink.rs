@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::apply::State;
 use crate::mvcc::{Backend, Rebuild, Step};
 use crate::node::Chain;
-use crate::start::Trees;
+use crate::trees::Trees;
 
 /// Bytes that have to stay free on the disk when it is done, and meanwhile: sled does not survive a full one.
 const LEAVE: u64 = 256 << 20;

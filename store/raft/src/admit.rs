@@ -43,6 +43,9 @@ pub(crate) fn refusal(message: &Message, own: u64, last_index: u64) -> Option<&'
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if message.entries.len() != 1 => {
             Some("it asks for no read")
         }
+        MessageType::MsgAppend if (message.index == 0) != (message.log_term == 0) => {
+            Some("what it follows on has no term")
+        }
         MessageType::MsgAppend => {
             let follow = |(at, entry): (usize, &raft::eraftpb::Entry)| {
                 entry.index == message.index + 1 + at as u64 && entry.term <= message.term

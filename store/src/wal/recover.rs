@@ -49,7 +49,7 @@ impl Recovered {
                 if entry.index <= self.before.0 {
                     return Ok(());
                 }
-                if entry.index > self.last_index() + 1 {
+                if entry.index - 1 > self.last_index() {
                     return Err("an entry is missing before it");
                 }
                 self.entries.truncate((entry.index - self.before.0 - 1) as usize);

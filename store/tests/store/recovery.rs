@@ -8,6 +8,10 @@ use keelson_proto::peer::{
     HashKvAnswer, HashKvQuery, LeaseAnswer, LeaseQuery, MembersRequest, MembersResponse, MembershipAnswer,
     MembershipQuery, MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
 };
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::agree;
@@ -182,6 +186,7 @@ async fn a_majority_that_lives_is_not_given_up() {
     // What it cannot see it cannot know.
     members[1].kill();
     members[2].kill();
+    members[0].extra.clear();
     force(&mut members[0]).await;
     members[0].client().put("fork", "one").await.unwrap();
     members[0].kill();
@@ -189,7 +194,6 @@ async fn a_majority_that_lives_is_not_given_up() {
     members[2].start();
     members[1].ready().await;
     members[1].client().put("fork", "other").await.unwrap();
-    members[0].extra.clear();
     members[0].start();
     members[0].ready().await;
     eventually("both sides say so", || async {
@@ -268,7 +272,18 @@ async fn nobody_gives_up_data_on_a_peers_word() {
     agree(&members).await;
     members[0].kill();
     let address: SocketAddr = format!("127.0.0.1:{}", members[0].peer_port).parse().unwrap();
-    let liar = tokio::spawn(tonic::transport::Server::builder().add_service(PeerServer::new(Liar)).serve(address));
+    let listener = TcpListener::bind(address).await.unwrap();
+    let liar = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = TowerToHyperService::new(PeerServer::new(Liar));
+            let builder = auto::Builder::new(TokioExecutor::new());
+            tokio::spawn(async move {
+                // Whoever called may end the connection as it likes.
+                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
     eventually("the others go on", || async { members[1].client().put("a", "2").await.ok() }).await;
     members[2].kill();
     eventually("without a leader it asks around", || async {
