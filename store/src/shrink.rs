@@ -17,9 +17,13 @@ const LEAVE_MEANWHILE: u64 = 96 << 20;
 /// How long readers of a tree that was replaced may take; after that its directory goes at the next start.
 const READERS: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
+/// The last compaction is so long ago that no other follows on it: a smaller excess is worth the work then.
+const REST: Duration = Duration::from_secs(3);
+const SLACK_AT_REST: u64 = 4 << 20;
 
+/// Bytes that a tree may take besides, while compactions follow each other.
 fn slack() -> u64 {
-    const SLACK: u64 = 64 << 20;
+    const SLACK: u64 = 32 << 20;
     // Tests need not write that much.
     fail::fail_point!("shrink_slack", |bytes| bytes
         .and_then(|bytes: String| bytes.parse().ok())
@@ -46,23 +50,48 @@ pub struct Shrinker {
     trees: Trees,
     building: Option<Building>,
     retired: Vec<Retired>,
-    /// What a tree took when it had just been built: it gets no smaller.
-    least: u64,
+    /// What the tree took when it had just been built, and what was in it: it gets no smaller.
+    built: (u64, u64),
+    /// When the last compaction ended, unless the tree was looked at since then.
+    compacted: Option<Instant>,
+}
+
+/// Why a tree is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    Compacted,
+    /// Compacted, and nothing since.
+    Rest,
+    Asked,
+}
+
+/// What a tree may take on an occasion: `in_use` is what is in it, and `least` what it would take at least.
+fn bound(occasion: Occasion, in_use: u64, least: u64) -> u64 {
+    match occasion {
+        Occasion::Compacted => 2 * in_use.max(least) + slack(),
+        Occasion::Rest => (in_use + in_use / 2).max(least + least / 4) + SLACK_AT_REST,
+        Occasion::Asked => in_use + in_use / 2,
+    }
 }
 
 impl Shrinker {
     pub fn new(trees: Trees) -> Self {
-        Self { trees, building: None, retired: Vec::new(), least: 0 }
+        Self { trees, building: None, retired: Vec::new(), built: (0, 0), compacted: None }
     }
 
-    /// Begins, if it is worth it: for less when somebody asked for it.
-    pub fn consider(&mut self, state: &State, asked: bool) {
+    /// Begins, if it is worth it: for less when somebody asked for it, or when there is time.
+    pub fn consider(&mut self, state: &State, occasion: Occasion) {
+        if occasion == Occasion::Compacted {
+            self.compacted = Some(Instant::now());
+        }
         if self.building.is_some() {
             return;
         }
         let (size, in_use) = (state.store.values.backend().size(), state.store.in_use());
-        let bound = if asked { in_use + in_use / 2 } else { 2 * in_use.max(self.least) + slack() };
-        if size <= bound {
+        let (built, held) = self.built;
+        // Less is in it since then, perhaps.
+        let least = if in_use < held { built / held * in_use } else { built };
+        if size <= bound(occasion, in_use, least) {
             return;
         }
         if !self.trees.has_room(2 * in_use + LEAVE) {
@@ -100,13 +129,16 @@ impl Shrinker {
             // At most half of the time, and of the disk.
             Some(_) => Some(took.max(Duration::from_millis(1))),
             None if !self.retired.is_empty() => Some(LOOK),
-            None => None,
+            None => self.compacted.map(|at| REST.saturating_sub(at.elapsed())),
         }
     }
 
     /// Does a little.
     pub fn step(&mut self, state: &State) {
         self.remove_retired();
+        if self.building.is_none() && self.compacted.take_if(|at| at.elapsed() >= REST).is_some() {
+            self.consider(state, Occasion::Rest);
+        }
         let Some(building) = &mut self.building else { return };
         let mut numbers = self.trees.lock();
         let room = self.trees.has_room(LEAVE_MEANWHILE);
@@ -124,9 +156,9 @@ impl Shrinker {
         let Some(Building { rebuild, fresh, begun, .. }) = self.building.take() else { return };
         drop(rebuild);
         if done.is_some() {
-            self.least = fresh.size();
-            let (took, size) = (begun.elapsed(), self.least);
-            tracing::info!(?took, size, in_use = state.store.in_use(), "a smaller tree of values is in use");
+            let (took, size, in_use) = (begun.elapsed(), fresh.size(), state.store.in_use());
+            self.built = (size, in_use);
+            tracing::info!(?took, size, in_use, "a smaller tree of values is in use");
         }
         let (tree, path) = (done.unwrap_or(fresh), self.trees.path(retired));
         self.retired.push(Retired { tree, path, since: Instant::now() });

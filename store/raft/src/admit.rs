@@ -55,6 +55,7 @@ pub(crate) fn refusal(message: &Message, own: u64, last_index: u64) -> Option<&'
         MessageType::MsgAppendResponse if message.index > last_index || message.reject_hint > message.index => {
             Some("it answers what was never sent")
         }
+        MessageType::MsgSnapshot if snapshot.index == 0 || snapshot.term == 0 => Some("its state is of no term"),
         MessageType::MsgSnapshot if !is_sound(snapshot.get_conf_state()) => {
             Some("its configuration contradicts itself")
         }
