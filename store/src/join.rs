@@ -165,10 +165,13 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     }
     let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
     let known = wal::identity(&*env.disk, &member.join("wal"))?;
+    if config.force_new_cluster {
+        rejoin::forget(env, &directory)?;
+    }
     if let Some(note) = rejoin::note(env, &directory)? {
         let superseded = known.is_some_and(|known| known.member == note.member);
         if superseded {
-            rejoin::set_aside(env, &directory, &note)?;
+            rejoin::leave(env, &directory, &note)?;
         }
         if superseded || !begun {
             return rejoin::join(config, env, note).await;
@@ -200,7 +203,7 @@ async fn bootstrap(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     // One that has lost its data must not begin again: it would vote a second time. Those that do not answer cannot
     // know; they may be just about to start.
     let others = members.iter().filter(|other| other.id != member).flat_map(|other| other.peer_urls.clone());
-    let answers = rejoin::ask_all(others, &config.peer_credentials()).await;
+    let answers = rejoin::ask_all(others, &config.peer_credentials(), |_| false).await;
     if let Some(note) = rejoin::begin_again(config, env, identity, &answers)? {
         return rejoin::join(config, env, note).await;
     }

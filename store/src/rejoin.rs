@@ -98,14 +98,32 @@ pub fn remember<'a>(
     write(env, directory, KNOWN, lines.as_bytes())
 }
 
-/// Asks all at once who the members are. Those that do not answer say nothing.
-pub async fn ask_all(urls: impl IntoIterator<Item = Url>, credentials: &Credentials) -> Vec<Answer> {
+/// Asks all at once who the members are, until an answer is enough. Those that do not answer say nothing.
+pub async fn ask_all(
+    urls: impl IntoIterator<Item = Url>,
+    credentials: &Credentials,
+    enough: impl Fn(&Answer) -> bool,
+) -> Vec<Answer> {
     let ask = |url: Url| {
         let credentials = credentials.clone();
         async move { ask_members(&url, &credentials).await }
     };
-    let asked = urls.into_iter().map(ask).collect::<JoinSet<_>>().join_all().await;
-    asked.into_iter().flatten().map(read).collect()
+    let mut asking = urls.into_iter().map(ask).collect::<JoinSet<_>>();
+    let mut answers = Vec::new();
+    while let Some(asked) = asking.join_next().await {
+        let answer = asked.ok().and_then(Result::ok).map(read);
+        let last = answer.as_ref().is_some_and(&enough);
+        answers.extend(answer);
+        if last {
+            break;
+        }
+    }
+    answers
+}
+
+/// Whether whoever answers follows or is a leader of that incarnation: then a majority of it lives.
+fn lives(answer: &Answer, cluster: u64, incarnation: u64) -> bool {
+    answer.cluster == cluster && answer.incarnation.id == incarnation && answer.leader != 0
 }
 
 fn read(answer: MembersResponse) -> Answer {
@@ -154,7 +172,9 @@ pub async fn look(config: &Config, env: &Env, identity: Identity) -> Result<Opti
     let known = last_known(env, &directory)?;
     let own = known.incarnation.clone().unwrap_or_default().id;
     let urls = known_urls(config, env, identity.member, &known)?;
-    let answers = ask_all(urls, &config.peer_credentials()).await;
+    // With a majority nobody has superseded it rightly, and whoever is away need not be waited for.
+    let enough = |answer: &Answer| lives(answer, identity.cluster, own);
+    let answers = ask_all(urls, &config.peer_credentials(), enough).await;
     let answer = match judge(identity.cluster, own, &answers) {
         Verdict::Current => return Ok(None),
         Verdict::Contested => return Err(JoinError::Contested),
@@ -168,7 +188,7 @@ pub async fn look(config: &Config, env: &Env, identity: Identity) -> Result<Opti
         Verdict::Superseded(answer) => answer,
     };
     let note = awaited(config, identity, own, &answer)?;
-    let leave = || {
+    let give_up = || {
         let _lock = start::lock(&directory).map_err(|error| JoinError::Data(Box::new(error)))?;
         check_nothing_lost(env, &directory, identity, own, &answer.incarnation)?;
         fail::fail_point!("rejoin_before_note");
@@ -176,7 +196,7 @@ pub async fn look(config: &Config, env: &Env, identity: Identity) -> Result<Opti
         fail::fail_point!("rejoin_after_note");
         set_aside(env, &directory, &note)
     };
-    tokio::task::block_in_place(leave)?;
+    tokio::task::block_in_place(give_up)?;
     Ok(Some(note))
 }
 
@@ -199,7 +219,32 @@ pub fn begin_again(
     let directory = config.data_directory();
     env.disk.create_dir(&directory).map_err(unusable(&directory))?;
     write_note(env, &directory, &note)?;
+    if has(env, &directory, "member")? {
+        // A beginning that was not finished.
+        leave(env, &directory, &note)?;
+    }
     Ok(Some(note))
+}
+
+/// Forgets a note of a member that is to be the only one.
+///
+/// # Errors
+/// The disk's.
+pub fn forget(env: &Env, directory: &Path) -> Result<(), JoinError> {
+    if !has(env, directory, NOTE)? {
+        return Ok(());
+    }
+    let remove = || env.disk.remove(&directory.join(NOTE)).and_then(|()| env.disk.sync_dir(directory));
+    remove().map_err(unusable(directory))
+}
+
+/// Goes on where a member was killed between its note and the renaming.
+///
+/// # Errors
+/// Another process uses the data, and the disk's.
+pub fn leave(env: &Env, directory: &Path, note: &Rejoining) -> Result<(), JoinError> {
+    let _lock = start::lock(directory).map_err(|error| JoinError::Data(Box::new(error)))?;
+    set_aside(env, directory, note)
 }
 
 fn own_urls(config: &Config) -> Vec<String> {
@@ -252,10 +297,7 @@ fn check_nothing_lost(
 }
 
 /// Renames the data of a superseded member.
-///
-/// # Errors
-/// The disk's.
-pub fn set_aside(env: &Env, directory: &Path, note: &Rejoining) -> Result<(), JoinError> {
+fn set_aside(env: &Env, directory: &Path, note: &Rejoining) -> Result<(), JoinError> {
     let names = env.disk.list(directory).map_err(unusable(directory))?;
     let name = format!("{ASIDE}{:x}-{:x}", note.incarnation, note.member);
     let free = |name: &String| !names.contains(name);
@@ -379,11 +421,9 @@ pub async fn check_majority_lost(config: &Config, env: &Env, identity: Identity)
     let own = known.incarnation.clone().unwrap_or_default().id;
     let urls = known_urls(config, env, identity.member, &known)?;
     for look in 1..=LOOKS {
-        let answers = ask_all(urls.clone(), &config.peer_credentials()).await;
-        let lives = |answer: &Answer| {
-            answer.cluster == identity.cluster && answer.incarnation.id == own && answer.leader != 0
-        };
-        if !answers.iter().any(lives) {
+        let majority = |answer: &Answer| lives(answer, identity.cluster, own);
+        let answers = ask_all(urls.clone(), &config.peer_credentials(), majority).await;
+        if !answers.iter().any(majority) {
             return Ok(());
         }
         if look < LOOKS {

@@ -19,9 +19,8 @@ const READERS: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
 /// The last compaction is so long ago that no other follows on it: a smaller excess is worth the work then.
 const REST: Duration = Duration::from_secs(3);
-const SLACK_AT_REST: u64 = 4 << 20;
 
-/// Bytes that a tree may take besides, while compactions follow each other.
+/// Bytes that a tree may take besides, while compactions follow each other; at rest an eighth of that.
 fn slack() -> u64 {
     const SLACK: u64 = 32 << 20;
     // Tests need not write that much.
@@ -52,8 +51,8 @@ pub struct Shrinker {
     retired: Vec<Retired>,
     /// What the tree took when it had just been built, and what was in it: it gets no smaller.
     built: (u64, u64),
-    /// When the last compaction ended, unless the tree was looked at since then.
-    compacted: Option<Instant>,
+    /// There was a compaction, and no rest since.
+    compacted: bool,
 }
 
 /// Why a tree is looked at.
@@ -69,28 +68,29 @@ pub enum Occasion {
 fn bound(occasion: Occasion, in_use: u64, least: u64) -> u64 {
     match occasion {
         Occasion::Compacted => 2 * in_use.max(least) + slack(),
-        Occasion::Rest => (in_use + in_use / 2).max(least + least / 4) + SLACK_AT_REST,
+        Occasion::Rest => (in_use + in_use / 2).max(least + least / 4) + slack() / 8,
         Occasion::Asked => in_use + in_use / 2,
     }
 }
 
 impl Shrinker {
     pub fn new(trees: Trees) -> Self {
-        Self { trees, building: None, retired: Vec::new(), built: (0, 0), compacted: None }
+        Self { trees, building: None, retired: Vec::new(), built: (0, 0), compacted: false }
     }
 
     /// Begins, if it is worth it: for less when somebody asked for it, or when there is time.
     pub fn consider(&mut self, state: &State, occasion: Occasion) {
-        if occasion == Occasion::Compacted {
-            self.compacted = Some(Instant::now());
-        }
+        self.compacted = occasion == Occasion::Compacted;
         if self.building.is_some() {
             return;
         }
         let (size, in_use) = (state.store.values.backend().size(), state.store.in_use());
         let (built, held) = self.built;
         // Less is in it since then, perhaps.
-        let least = if in_use < held { built / held * in_use } else { built };
+        let least = match in_use < held {
+            true => (u128::from(built) * u128::from(in_use) / u128::from(held)) as u64,
+            false => built,
+        };
         if size <= bound(occasion, in_use, least) {
             return;
         }
@@ -129,16 +129,20 @@ impl Shrinker {
             // At most half of the time, and of the disk.
             Some(_) => Some(took.max(Duration::from_millis(1))),
             None if !self.retired.is_empty() => Some(LOOK),
-            None => self.compacted.map(|at| REST.saturating_sub(at.elapsed())),
+            None => self.compacted.then_some(REST),
+        }
+    }
+
+    /// Nothing was to do for as long as [`Self::pause`] said.
+    pub fn rest(&mut self, state: &State) {
+        if self.compacted && self.building.is_none() && self.retired.is_empty() {
+            self.consider(state, Occasion::Rest);
         }
     }
 
     /// Does a little.
     pub fn step(&mut self, state: &State) {
         self.remove_retired();
-        if self.building.is_none() && self.compacted.take_if(|at| at.elapsed() >= REST).is_some() {
-            self.consider(state, Occasion::Rest);
-        }
         let Some(building) = &mut self.building else { return };
         let mut numbers = self.trees.lock();
         let room = self.trees.has_room(LEAVE_MEANWHILE);
@@ -171,6 +175,27 @@ impl Shrinker {
             // It closes its files.
             drop(tree);
             self.trees.remove(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_may_take_less_when_there_is_time() {
+        const MIB: u64 = 1 << 20;
+        for (occasion, in_use, least, expected) in [
+            (Occasion::Compacted, 100, 0, 232),
+            (Occasion::Compacted, 100, 150, 332),
+            (Occasion::Rest, 100, 0, 154),
+            (Occasion::Rest, 100, 150, 191),
+            (Occasion::Rest, 0, 0, 4),
+            (Occasion::Asked, 100, 150, 150),
+        ] {
+            let found = bound(occasion, in_use * MIB, least * MIB) / MIB;
+            assert_eq!(found, expected, "{occasion:?} {in_use} {least}");
         }
     }
 }

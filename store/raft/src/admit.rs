@@ -48,7 +48,8 @@ pub(crate) fn refusal(message: &Message, own: u64, last_index: u64) -> Option<&'
         }
         MessageType::MsgAppend => {
             let follow = |(at, entry): (usize, &raft::eraftpb::Entry)| {
-                entry.index == message.index + 1 + at as u64 && entry.term <= message.term
+                // raft-rs takes term 0 for that of an entry which is not there.
+                entry.index == message.index + 1 + at as u64 && (1..=message.term).contains(&entry.term)
             };
             (!message.entries.iter().enumerate().all(follow)).then_some("its entries do not follow each other")
         }

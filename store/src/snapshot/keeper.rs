@@ -90,7 +90,7 @@ pub fn spawn(
             match first {
                 Ok(first) => worker.queue.push_back(first),
                 Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => worker.shrinker.rest(&worker.state),
             }
             while worker.gather() {
                 match worker.needs() {
