@@ -56,7 +56,14 @@ pub fn start(program: &Path, directory: &Path, count: usize) -> io::Result<Vec<M
             ];
             let log = directory.join(format!("m{index}.log"));
             let process = spawn(program, &arguments, &log)?;
-            Ok(Member { program: program.to_owned(), arguments, log, data, process, url: clients[index].clone() })
+            Ok(Member {
+                program: program.to_owned(),
+                arguments,
+                log,
+                data,
+                process,
+                url: clients[index].clone(),
+            })
         })
         .collect()
 }

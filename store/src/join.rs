@@ -56,7 +56,9 @@ pub enum JoinError {
     NoMatch { id: u64, urls: Vec<String> },
     #[error("cannot read the snapshot")]
     Snapshot(#[from] SnapshotError),
-    #[error("its cluster was superseded by one that --force-new-cluster made, and its own data cannot be read")]
+    #[error(
+        "its cluster was superseded by one that --force-new-cluster made, and its own data cannot be read"
+    )]
     Data(#[source] Box<StartError>),
     #[error("{} is damaged: it says how this member joins the cluster that superseded its own; remove it", .0.display())]
     Note(PathBuf),
@@ -296,7 +298,10 @@ mod tests {
             "--initial-advertise-peer-urls=http://localhost:2",
         ]);
         let (_, named) = config.members().unwrap();
-        match (identify(&config, &named, (7, Incarnation { id: 3, ..Incarnation::default() }), members), expected) {
+        match (
+            identify(&config, &named, (7, Incarnation { id: 3, ..Incarnation::default() }), members),
+            expected,
+        ) {
             (Ok(Origin::Join { identity, incarnation, lost, .. }), Ok(expected)) => {
                 assert_eq!((identity.member, lost), expected);
                 assert_eq!((identity.cluster, incarnation.id), (7, 3));

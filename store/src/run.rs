@@ -179,7 +179,10 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
         let members = server.state.members.read().clone();
         let others = members.values().filter(|other| other.id != server.member);
         rejoin::remember(&env, &config.data_directory(), others.flat_map(|other| &other.peer_urls))?;
-        tracing::warn!("{}, as another member says: it begins anew, and asks around", crate::transport::SUPERSEDED);
+        tracing::warn!(
+            "{}, as another member says: it begins anew, and asks around",
+            crate::transport::SUPERSEDED
+        );
         return Ok(Ended::Superseded);
     }
     drop(lock);

@@ -180,7 +180,8 @@ async fn write(
                     let place = number.wrapping_mul(1_000_003) % keys;
                     let value = vec![(number / keys) as u8; bytes].into();
                     let put = PutRequest { key: key(place), value, ..PutRequest::default() };
-                    let revision = client.put(put).await?.into_inner().header.map_or(0, |header| header.revision);
+                    let revision =
+                        client.put(put).await?.into_inner().header.map_or(0, |header| header.revision);
                     if compact_every.is_some_and(|every| number % every == every - 1) {
                         let request = CompactionRequest { revision, physical: false };
                         // Another writer may have compacted further meanwhile.
@@ -243,7 +244,8 @@ impl Probes {
                             client.range(range).await.map(drop)?;
                         }
                         _ => {
-                            let put = PutRequest { key: PROBE.into(), value: "x".into(), ..PutRequest::default() };
+                            let put =
+                                PutRequest { key: PROBE.into(), value: "x".into(), ..PutRequest::default() };
                             client.put(put).await.map(drop)?;
                         }
                     }
@@ -267,7 +269,11 @@ impl Probes {
             rows.push(Row::new(format!("{what}, p99.9"), "ms", latencies.per_mille(999)));
             rows.push(Row::new(format!("{what}, max"), "ms", latencies.percentile(100)));
             let pauses = latencies.longer_than(PAUSE) as f64;
-            rows.push(Row::new(format!("{what}, over {} ms of {}", PAUSE.as_millis(), latencies.len()), "", pauses));
+            rows.push(Row::new(
+                format!("{what}, over {} ms of {}", PAUSE.as_millis(), latencies.len()),
+                "",
+                pauses,
+            ));
         }
         Ok(rows)
     }
@@ -276,11 +282,8 @@ impl Probes {
 /// A range is deleted by itself and, written again, by a transaction.
 async fn delete(url: &str, channel: &Channel, plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let deleted = plan.deleted.min(plan.keys);
-    let request = || DeleteRangeRequest {
-        key: key(0),
-        range_end: key(deleted),
-        ..DeleteRangeRequest::default()
-    };
+    let request =
+        || DeleteRangeRequest { key: key(0), range_end: key(deleted), ..DeleteRangeRequest::default() };
     let mut client = kv(channel.clone());
     let mut rows = Vec::new();
     for by in ["DeleteRange", "Txn"] {
@@ -289,9 +292,8 @@ async fn delete(url: &str, channel: &Channel, plan: &Plan) -> Result<Vec<Row>, B
         tokio::time::sleep(Duration::from_millis(200)).await;
         let begun = Instant::now();
         if by == "Txn" {
-            let success = vec![RequestOp {
-                request: Some(request_op::Request::RequestDeleteRange(request())),
-            }];
+            let success =
+                vec![RequestOp { request: Some(request_op::Request::RequestDeleteRange(request())) }];
             client.txn(TxnRequest { success, ..TxnRequest::default() }).await?;
         } else {
             client.delete_range(request()).await?;

@@ -51,12 +51,17 @@ pub(crate) fn refusal(message: &Message, own: u64, last_index: u64) -> Option<&'
                 // raft-rs takes term 0 for that of an entry which is not there.
                 entry.index == message.index + 1 + at as u64 && (1..=message.term).contains(&entry.term)
             };
-            (!message.entries.iter().enumerate().all(follow)).then_some("its entries do not follow each other")
+            (!message.entries.iter().enumerate().all(follow))
+                .then_some("its entries do not follow each other")
         }
-        MessageType::MsgAppendResponse if message.index > last_index || message.reject_hint > message.index => {
+        MessageType::MsgAppendResponse
+            if message.index > last_index || message.reject_hint > message.index =>
+        {
             Some("it answers what was never sent")
         }
-        MessageType::MsgSnapshot if snapshot.index == 0 || snapshot.term == 0 => Some("its state is of no term"),
+        MessageType::MsgSnapshot if snapshot.index == 0 || snapshot.term == 0 => {
+            Some("its state is of no term")
+        }
         MessageType::MsgSnapshot if !is_sound(snapshot.get_conf_state()) => {
             Some("its configuration contradicts itself")
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use keelson_proto::etcd::etcdserverpb::compare::TargetUnion;
 use keelson_proto::etcd::etcdserverpb::{
-    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, Member,
-    PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request,
+    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    Member, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request,
 };
 use keelson_proto::etcd::storepb::command::Operation;
 use keelson_proto::etcd::storepb::membership_change::Change;
@@ -178,10 +178,11 @@ fn check_commands(random: &mut Random, mut command: impl FnMut(&mut Random) -> O
         if random.percent(10) {
             let mut entry = entry;
             entry.set_entry_type(EntryType::EntryConfChangeV2);
-            let change = configuration_change(&entry).unwrap_or_else(|| {
-                ConfChangeV2 { context: entry.data.clone(), ..ConfChangeV2::default() }
+            let change = configuration_change(&entry)
+                .unwrap_or_else(|| ConfChangeV2 { context: entry.data.clone(), ..ConfChangeV2::default() });
+            state.apply_configuration(&entry, &change, || {
+                Ok(ConfState { voters: vec![1], ..ConfState::default() })
             });
-            state.apply_configuration(&entry, &change, || Ok(ConfState { voters: vec![1], ..ConfState::default() }));
         } else {
             state.apply(&entry).unwrap();
         }
@@ -211,7 +212,8 @@ fn arbitrary_requests() {
     fuzz::run("requests", 250, |random| {
         check_commands(random, |random| {
             let operation = operation(random);
-            passes(&operation).then(|| Command { operation: Some(operation), ..Command::default() }.encode_to_vec())
+            passes(&operation)
+                .then(|| Command { operation: Some(operation), ..Command::default() }.encode_to_vec())
         });
     });
 }
@@ -238,7 +240,8 @@ fn mutated_requests() {
                     Operation::DeleteRange(DeleteRangeRequest::decode(&bytes[..]).ok()?)
                 }
             };
-            passes(&operation).then(|| Command { operation: Some(operation), ..Command::default() }.encode_to_vec())
+            passes(&operation)
+                .then(|| Command { operation: Some(operation), ..Command::default() }.encode_to_vec())
         });
     });
 }
@@ -265,9 +268,14 @@ fn nested(puts: usize, deletes: usize) -> TxnRequest {
             ..TxnRequest::default()
         })),
     };
-    let put = |at: usize| Request::RequestPut(PutRequest { key: format!("p{at:x}").into(), ..PutRequest::default() });
+    let put = |at: usize| {
+        Request::RequestPut(PutRequest { key: format!("p{at:x}").into(), ..PutRequest::default() })
+    };
     let delete = |at: usize| {
-        Request::RequestDeleteRange(DeleteRangeRequest { key: format!("d{at:x}").into(), ..DeleteRangeRequest::default() })
+        Request::RequestDeleteRange(DeleteRangeRequest {
+            key: format!("d{at:x}").into(),
+            ..DeleteRangeRequest::default()
+        })
     };
     let leaves = |count: usize, make: &dyn Fn(usize) -> Request| -> Vec<RequestOp> {
         let all: Vec<usize> = (0..count).collect();

@@ -25,8 +25,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::{REMOVED, SUPERSEDED};
 use super::wire;
+use super::{REMOVED, SUPERSEDED};
 use crate::config::Url;
 use crate::membership::Members;
 use crate::metrics::Metrics;

@@ -3,14 +3,14 @@
 
 use std::net::SocketAddr;
 
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use keelson_proto::peer::peer_server::{Peer, PeerServer};
 use keelson_proto::peer::{
     HashKvAnswer, HashKvQuery, LeaseAnswer, LeaseQuery, MembersRequest, MembersResponse, MembershipAnswer,
     MembershipQuery, MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -49,10 +49,8 @@ async fn voters(member: &Member, count: usize) {
 /// Whether it has joined, and has nothing more to do.
 async fn joined(member: &Member) {
     member.ready().await;
-    eventually("its note is gone", || async {
-        (!member.data().join("rejoining").exists()).then_some(())
-    })
-    .await;
+    eventually("its note is gone", || async { (!member.data().join("rejoining").exists()).then_some(()) })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,7 +102,8 @@ async fn the_others_join_by_themselves() {
     agree(&members).await;
     // They are members like any other now: they make a quorum, and start as before.
     members[0].kill();
-    eventually("they go on without the survivor", || async { members[1].client().put("b", "y").await.ok() }).await;
+    eventually("they go on without the survivor", || async { members[1].client().put("b", "y").await.ok() })
+        .await;
     members[1].kill();
     members[0].start();
     members[1].start();
@@ -233,11 +232,17 @@ fn superseded<T>() -> Result<Response<T>, Status> {
 
 #[tonic::async_trait]
 impl Peer for Liar {
-    async fn messages(&self, _: Request<Streaming<MessageBatch>>) -> Result<Response<MessagesResponse>, Status> {
+    async fn messages(
+        &self,
+        _: Request<Streaming<MessageBatch>>,
+    ) -> Result<Response<MessagesResponse>, Status> {
         superseded()
     }
 
-    async fn snapshot(&self, _: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotResponse>, Status> {
+    async fn snapshot(
+        &self,
+        _: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<SnapshotResponse>, Status> {
         superseded()
     }
 
