@@ -22,6 +22,8 @@ pub struct Member {
     program: PathBuf,
     arguments: Vec<String>,
     log: PathBuf,
+    /// Its data directory.
+    pub data: PathBuf,
     process: Child,
     /// The URL for clients.
     pub url: String,
@@ -54,7 +56,14 @@ pub fn start(program: &Path, directory: &Path, count: usize) -> io::Result<Vec<M
             ];
             let log = directory.join(format!("m{index}.log"));
             let process = spawn(program, &arguments, &log)?;
-            Ok(Member { program: program.to_owned(), arguments, log, process, url: clients[index].clone() })
+            Ok(Member {
+                program: program.to_owned(),
+                arguments,
+                log,
+                data,
+                process,
+                url: clients[index].clone(),
+            })
         })
         .collect()
 }

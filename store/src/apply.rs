@@ -13,7 +13,7 @@ use keelson_proto::etcd::etcdserverpb::{
     LeaseGrantResponse, LeaseRevokeResponse, Member, PutResponse, TxnResponse, alarm_request::AlarmAction,
 };
 use keelson_proto::etcd::storepb::{
-    Command, Configuration, LeaseRecord, MembershipChange, Metadata, command::Operation,
+    Command, Configuration, Incarnation, LeaseRecord, MembershipChange, Metadata, command::Operation,
 };
 use keelson_raft::{ConfChangeV2, ConfState, Entry};
 use parking_lot::RwLock;
@@ -98,6 +98,8 @@ pub const REMOVED_PREFIX: u8 = b'x';
 /// Where Raft's configuration lies in the tree. It is there since the first change of it, or since the tree was made of a
 /// snapshot; then the tree has all members, before that only what they said of themselves.
 pub const CONFIGURATION_KEY: &[u8] = b"m/configuration";
+/// Where the cluster's incarnation lies, if it is not the first.
+pub const INCARNATION_KEY: &[u8] = b"m/incarnation";
 
 pub fn lease_key(id: i64) -> Vec<u8> {
     [&[LEASE_PREFIX][..], &id.to_be_bytes()].concat()
@@ -251,11 +253,13 @@ impl State {
     ) -> Response {
         let mut members = self.members.write();
         let gone: Vec<u64> = members.keys().copied().collect();
-        members.apply(made.and_then(|made| made.change), configuration);
+        members.apply(made, configuration);
         for id in gone.into_iter().filter(|id| !members.contains_key(id)) {
             self.store.values.put_metadata(member_key(id), None);
         }
-        for (key, value) in member_changes(members.values(), members.removed(), members.configuration()) {
+        let mut metadata = Metadata::default();
+        members.describe(&mut metadata);
+        for (key, value) in member_changes(&metadata) {
             self.store.values.put_metadata(key, value);
         }
         Response::Membership { members: members.list(), index }
@@ -360,9 +364,15 @@ impl State {
     }
 
     fn grant(&self, id: i64, ttl: i64) -> Result<LeaseGrantResponse, Rejected> {
+        if id == 0 {
+            // No lease has it: to a key it means none.
+            return Err(MvccError::LeaseNotFound.into());
+        }
         if ttl > MAX_TTL {
             return Err(Rejected::LeaseTtlTooLarge);
         }
+        // A lease without one is taken for one that is gone when the tree is read.
+        let ttl = ttl.max(1);
         let mut leases = self.leases.write();
         if leases.exists(id) {
             return Err(Rejected::LeaseExists);
@@ -475,26 +485,30 @@ fn read_metadata(
     match backend.get(CONFIGURATION_KEY)? {
         Some(bytes) => {
             let configuration = Configuration::decode(&bytes[..]).map_err(|_| BackendError::Damaged(0))?;
-            members = Members::new(found, removed, configuration);
+            let incarnation = backend.get(INCARNATION_KEY)?.unwrap_or_default();
+            let incarnation = Incarnation::decode(&incarnation[..]).map_err(|_| BackendError::Damaged(0))?;
+            members = Members::new(found, removed, configuration, incarnation);
         }
         None => found.into_iter().for_each(|member| members.overlay(member)),
     }
     Ok((leases, members))
 }
 
-fn member_changes<'a>(
-    members: impl IntoIterator<Item = &'a Member>,
-    removed: impl IntoIterator<Item = &'a u64>,
-    configuration: &Configuration,
-) -> Vec<TreeChange> {
+/// What the membership is, as far as metadata says it.
+fn member_changes(metadata: &Metadata) -> Vec<TreeChange> {
     let mut changes: Vec<TreeChange> = Vec::new();
-    for member in members {
+    for member in &metadata.members {
         changes.push((member_key(member.id), Some(member.encode_to_vec())));
     }
-    for id in removed {
+    for id in &metadata.removed {
         changes.push((removed_key(*id), Some(Vec::new())));
     }
-    changes.push((CONFIGURATION_KEY.to_vec(), Some(configuration.encode_to_vec())));
+    if let Some(configuration) = &metadata.configuration {
+        changes.push((CONFIGURATION_KEY.to_vec(), Some(configuration.encode_to_vec())));
+    }
+    if let Some(incarnation) = metadata.incarnation.as_ref().filter(|incarnation| incarnation.id != 0) {
+        changes.push((INCARNATION_KEY.to_vec(), Some(incarnation.encode_to_vec())));
+    }
     changes
 }
 
@@ -504,16 +518,7 @@ pub fn metadata_changes(metadata: &Metadata) -> Vec<TreeChange> {
     for lease in &metadata.leases {
         changes.push((lease_key(lease.id), Some(lease.granted_ttl.to_be_bytes().to_vec())));
     }
-    match &metadata.configuration {
-        Some(configuration) => {
-            changes.extend(member_changes(&metadata.members, &metadata.removed, configuration));
-        }
-        None => {
-            for member in &metadata.members {
-                changes.push((member_key(member.id), Some(member.encode_to_vec())));
-            }
-        }
-    }
+    changes.extend(member_changes(metadata));
     for alarm in &metadata.alarms {
         changes.push((alarm_key(alarm), Some(Vec::new())));
     }

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{Member, MemberListResponse};
+use keelson_proto::etcd::storepb::Incarnation;
 use prost::Message;
-use tokio::task::JoinSet;
 
 use crate::config::{ClusterState, Config, ConfigError, InitialMember, Url};
 use crate::env::Env;
+use crate::rejoin;
+use crate::snapshot::SnapshotError;
+use crate::start::StartError;
 use crate::transport::{REMOVED, ask_members};
 use crate::wal::{self, Identity, WalError};
 
@@ -51,6 +54,30 @@ pub enum JoinError {
         "error validating peerURLs: no match found for existing member ({id:x}, {urls:?}) in --initial-cluster"
     )]
     NoMatch { id: u64, urls: Vec<String> },
+    #[error("cannot read the snapshot")]
+    Snapshot(#[from] SnapshotError),
+    #[error(
+        "its cluster was superseded by one that --force-new-cluster made, and its own data cannot be read"
+    )]
+    Data(#[source] Box<StartError>),
+    #[error("{} is damaged: it says how this member joins the cluster that superseded its own; remove it", .0.display())]
+    Note(PathBuf),
+    #[error(
+        "--force-new-cluster made a new cluster of two members: make one of them the only one, and remove the other's data"
+    )]
+    Contested,
+    #[error(
+        "--force-new-cluster: other members of this cluster have a leader, so a majority lives; stop them first, if they are to be given up"
+    )]
+    MajorityLives,
+    #[error(
+        "its cluster was superseded by one that --force-new-cluster made, which does not await member {0:x} (any more): add it with `member add`"
+    )]
+    NotAwaited(u64),
+    #[error(
+        "its cluster was superseded by one that --force-new-cluster made of a member that had less: this one knows entry {committed} of term {term} to be committed, that one ended at entry {} of term {}. Nothing was changed. Either use --force-new-cluster on this member instead, or, to give up what only this one has, move {}/member away and start it again", .end.0, .end.1, .directory.display()
+    )]
+    Ahead { directory: PathBuf, committed: u64, term: u64, end: (u64, u64) },
 }
 
 /// Where a member comes from.
@@ -63,6 +90,8 @@ pub enum Origin {
     /// It joins these members, of which it is one.
     Join {
         identity: Identity,
+        /// Which of the clusters with that id: see [`crate::incarnation`].
+        incarnation: Incarnation,
         members: Vec<Member>,
         /// It was a member before, and has lost what it promised.
         lost: bool,
@@ -114,6 +143,14 @@ pub fn mark_removed(env: &Env, directory: &Path) -> Result<(), JoinError> {
     note(env, directory, GONE)
 }
 
+/// Marks a data directory as one of a member that joins.
+///
+/// # Errors
+/// The disk's.
+pub(crate) fn mark_joining(env: &Env, directory: &Path) -> Result<(), JoinError> {
+    note(env, directory, JOINING)
+}
+
 /// Finds out who this member is.
 ///
 /// # Errors
@@ -129,32 +166,52 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
         return Err(JoinError::Removed(directory));
     }
     let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
-    match wal::identity(&*env.disk, &member.join("wal"))? {
-        Some(identity) if begun || !has(JOINING) => Ok(Origin::Known(identity)),
-        None if config.initial_cluster_state == ClusterState::New || begun => bootstrap(config).await,
+    let known = wal::identity(&*env.disk, &member.join("wal"))?;
+    if config.force_new_cluster {
+        rejoin::forget(env, &directory)?;
+    }
+    if let Some(note) = rejoin::note(env, &directory)? {
+        let superseded = known.is_some_and(|known| known.member == note.member);
+        if superseded {
+            rejoin::leave(env, &directory, &note)?;
+        }
+        if superseded || !begun {
+            return rejoin::join(config, env, note).await;
+        }
+    }
+    match known {
+        Some(identity) if begun || !has(JOINING) => {
+            if config.force_new_cluster {
+                rejoin::check_majority_lost(config, env, identity).await?;
+                return Ok(Origin::Known(identity));
+            }
+            match rejoin::look(config, env, identity).await? {
+                Some(note) => rejoin::join(config, env, note).await,
+                None => Ok(Origin::Known(identity)),
+            }
+        }
+        None if config.initial_cluster_state == ClusterState::New || begun => bootstrap(config, env).await,
         _ => {
             let origin = join(config).await?;
-            note(env, &directory, JOINING)?;
+            mark_joining(env, &directory)?;
             Ok(origin)
         }
     }
 }
 
-async fn bootstrap(config: &Config) -> Result<Origin, JoinError> {
+async fn bootstrap(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     let (member, members) = config.members()?;
     let identity = Identity { cluster: Config::cluster_id(&members), member };
     // One that has lost its data must not begin again: it would vote a second time. Those that do not answer cannot
     // know; they may be just about to start.
-    let credentials = config.peer_credentials();
-    let others = members.iter().filter(|other| other.id != member).flat_map(|other| &other.peer_urls);
-    let ask = |url: &Url| {
-        let (url, credentials) = (url.clone(), credentials.clone());
-        async move { ask_members(&url, &credentials).await }
-    };
-    for answer in others.map(ask).collect::<JoinSet<_>>().join_all().await.into_iter().flatten() {
-        let list = MemberListResponse::decode(answer.members).unwrap_or_default();
-        let own = list.members.iter().find(|known| known.id == member);
-        if answer.cluster_id == identity.cluster && own.is_some_and(|known| !known.client_urls.is_empty()) {
+    let others = members.iter().filter(|other| other.id != member).flat_map(|other| other.peer_urls.clone());
+    let answers = rejoin::ask_all(others, &config.peer_credentials(), |_| false).await;
+    if let Some(note) = rejoin::begin_again(config, env, identity, &answers)? {
+        return rejoin::join(config, env, note).await;
+    }
+    for answer in answers {
+        let own = answer.members.iter().find(|known| known.id == member);
+        if answer.cluster == identity.cluster && own.is_some_and(|known| !known.client_urls.is_empty()) {
             return Err(JoinError::Bootstrapped { name: config.name.clone(), id: member });
         }
     }
@@ -173,7 +230,8 @@ async fn join(config: &Config) -> Result<Origin, JoinError> {
             let found = match ask_members(url, &credentials).await {
                 Ok(answer) => {
                     let list = MemberListResponse::decode(answer.members).unwrap_or_default();
-                    identify(config, &members, answer.cluster_id, list.members)
+                    let incarnation = Incarnation::decode(answer.incarnation).unwrap_or_default();
+                    identify(config, &members, (answer.cluster_id, incarnation), list.members)
                 }
                 Err(status) => {
                     Err(JoinError::Unreachable { url: (*url).clone(), reason: status.message().to_owned() })
@@ -196,7 +254,7 @@ async fn join(config: &Config) -> Result<Origin, JoinError> {
 fn identify(
     config: &Config,
     named: &[InitialMember],
-    cluster: u64,
+    (cluster, incarnation): (u64, Incarnation),
     existing: Vec<Member>,
 ) -> Result<Origin, JoinError> {
     if existing.len() != named.len() {
@@ -218,7 +276,7 @@ fn identify(
     let own = own.ok_or_else(|| ConfigError::NotInCluster(config.name.clone()))?;
     let identity = Identity { cluster, member: own.id };
     let lost = !own.name.is_empty();
-    Ok(Origin::Join { identity, members: existing, lost })
+    Ok(Origin::Join { identity, incarnation, members: existing, lost })
 }
 
 #[cfg(test)]
@@ -240,10 +298,13 @@ mod tests {
             "--initial-advertise-peer-urls=http://localhost:2",
         ]);
         let (_, named) = config.members().unwrap();
-        match (identify(&config, &named, 7, members), expected) {
-            (Ok(Origin::Join { identity, lost, .. }), Ok(expected)) => {
+        match (
+            identify(&config, &named, (7, Incarnation { id: 3, ..Incarnation::default() }), members),
+            expected,
+        ) {
+            (Ok(Origin::Join { identity, incarnation, lost, .. }), Ok(expected)) => {
                 assert_eq!((identity.member, lost), expected);
-                assert_eq!(identity.cluster, 7);
+                assert_eq!((identity.cluster, incarnation.id), (7, 3));
             }
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
             (found, expected) => panic!("{found:?}, expected {expected:?}"),

@@ -1,14 +1,24 @@
 //! kube-store: config, build, run, drain.
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use clap::{CommandFactory, Parser};
 use keelson_component_base::{logging, memory, tls};
 use kube_store::config::Config;
 use kube_store::ignored;
 use kube_store::node::Chain;
-use kube_store::run;
+use kube_store::run::{self, Ended};
 use kube_store::tool::{self, Tool};
+
+/// Runs the same program in this process's place: nothing of what it had open is left.
+fn begin_anew() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let error = Command::new("/proc/self/exe").arg0(name).args(arguments).exec();
+    tracing::error!(%error, "cannot begin anew");
+    ExitCode::FAILURE
+}
 
 fn main() -> ExitCode {
     tls::install_provider();
@@ -50,7 +60,8 @@ fn main() -> ExitCode {
         Err(error) => Err(run::RunError::Runtime(error)),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped) => ExitCode::SUCCESS,
+        Ok(Ended::Superseded) => begin_anew(),
         Err(error) => {
             tracing::error!("{}", Chain(&error));
             ExitCode::FAILURE

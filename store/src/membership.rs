@@ -6,7 +6,7 @@ use std::ops::Deref;
 
 use keelson_proto::etcd::etcdserverpb::Member;
 use keelson_proto::etcd::storepb::membership_change::Change;
-use keelson_proto::etcd::storepb::{Configuration, MembershipChange, Metadata};
+use keelson_proto::etcd::storepb::{Configuration, Incarnation, MembershipChange, Metadata};
 use keelson_raft::{Change as Step, ConfState};
 
 /// Why the membership does not change.
@@ -39,6 +39,7 @@ pub struct Members {
     current: BTreeMap<u64, Member>,
     removed: BTreeSet<u64>,
     configuration: Configuration,
+    incarnation: Incarnation,
 }
 
 impl Deref for Members {
@@ -59,20 +60,21 @@ impl Members {
         let current = by_id(members);
         let configuration =
             Configuration { voters: current.keys().copied().collect(), ..Configuration::default() };
-        Self { current, removed: BTreeSet::new(), configuration }
+        Self { current, configuration, ..Self::default() }
     }
 
     /// As a member that joins was told: enough to reach them, not to count votes.
-    pub fn hearsay(members: impl IntoIterator<Item = Member>) -> Self {
-        Self { current: by_id(members), ..Self::default() }
+    pub fn hearsay(members: impl IntoIterator<Item = Member>, incarnation: Incarnation) -> Self {
+        Self { current: by_id(members), incarnation, ..Self::default() }
     }
 
     pub fn new(
         members: impl IntoIterator<Item = Member>,
         removed: BTreeSet<u64>,
         configuration: Configuration,
+        incarnation: Incarnation,
     ) -> Self {
-        Self { current: by_id(members), removed, configuration }
+        Self { current: by_id(members), removed, configuration, incarnation }
     }
 
     /// Adds or replaces what a member says of itself.
@@ -103,6 +105,11 @@ impl Members {
         &self.configuration
     }
 
+    /// Which of the clusters of one id they are the members of.
+    pub fn incarnation(&self) -> &Incarnation {
+        &self.incarnation
+    }
+
     /// For Raft.
     pub fn conf_state(&self) -> ConfState {
         let Configuration { voters, learners, voters_outgoing, learners_next, auto_leave } =
@@ -115,6 +122,7 @@ impl Members {
         metadata.members = self.current.values().cloned().collect();
         metadata.configuration = Some(self.configuration.clone());
         metadata.removed = self.removed.iter().copied().collect();
+        metadata.incarnation = Some(self.incarnation.clone());
     }
 
     /// As clients see them: in the order of their peer URLs.
@@ -141,6 +149,9 @@ impl Members {
                 }
                 if self.current.contains_key(&member.id) {
                     return Err(Refusal::IdExists);
+                }
+                if change.replaces != 0 && !self.incarnation.absent.contains(&change.replaces) {
+                    return Err(Refusal::NotFound);
                 }
                 self.check_urls(member)?;
                 let learners = self.current.values().filter(|member| member.is_learner).count();
@@ -173,9 +184,11 @@ impl Members {
     }
 
     /// Makes a change that was checked; a configuration comes with those that consensus takes part in.
-    pub fn apply(&mut self, change: Option<Change>, configuration: Option<ConfState>) {
+    pub fn apply(&mut self, change: Option<MembershipChange>, configuration: Option<ConfState>) {
+        let (change, replaces) = change.map_or((None, 0), |made| (made.change, made.replaces));
         match change {
             Some(Change::Add(member)) => {
+                self.incarnation.absent.retain(|id| *id != replaces);
                 self.current.insert(member.id, member);
             }
             Some(Change::Promote(id)) => {
@@ -311,14 +324,32 @@ mod tests {
     }
 
     fn change(change: Change) -> MembershipChange {
-        MembershipChange { max_learners: 1, change: Some(change) }
+        MembershipChange { max_learners: 1, change: Some(change), replaces: 0 }
+    }
+
+    fn returning(id: u64, replaces: u64) -> MembershipChange {
+        MembershipChange { replaces, ..change(Change::Add(member(id, ""))) }
+    }
+
+    #[test]
+    fn who_is_absent_comes_back_once() {
+        let incarnation = Incarnation { id: 7, absent: vec![2, 3], ..Incarnation::default() };
+        let mut members =
+            Members::new([member(1, "a")], BTreeSet::from([2, 3]), Configuration::default(), incarnation);
+        assert_eq!(members.check(&returning(9, 1)), Err(Refusal::NotFound));
+        assert_eq!(members.check(&returning(2, 2)), Err(Refusal::NotFound), "not with the same id");
+        assert_eq!(members.check(&returning(9, 2)), Ok(()));
+        members.apply(Some(returning(9, 2)), None);
+        assert_eq!(members.incarnation().absent, [3]);
+        assert_eq!(members.check(&returning(10, 2)), Err(Refusal::NotFound));
+        assert_eq!(members.check(&returning(10, 3)), Ok(()));
     }
 
     #[test]
     fn what_is_applied_is_checked() {
         let mut members = Members::bootstrap([member(1, "a"), member(2, "b")]);
-        members.apply(Some(Change::Add(learner(3))), None);
-        members.apply(Some(Change::Remove(2)), None);
+        members.apply(Some(change(Change::Add(learner(3)))), None);
+        members.apply(Some(change(Change::Remove(2))), None);
         let check = |made: Change, expected: Result<(), Refusal>| {
             assert_eq!(members.check(&change(made.clone())), expected, "{made:?}");
         };

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::thread;
 
 use keelson_proto::etcd::etcdserverpb::Member;
-use keelson_proto::etcd::storepb::Configuration;
+use keelson_proto::etcd::storepb::{Configuration, Incarnation};
 use keelson_raft::{ConfState, Entry, configuration_change};
 
 use crate::apply::{Fatal, State};
+use crate::incarnation;
 use crate::membership::Members;
 use crate::mvcc::{Store, Values};
 use crate::snapshot::SnapshotError;
@@ -84,12 +85,14 @@ impl Replay {
 }
 
 /// Makes this member the only one of its cluster, durably: a snapshot of everything in its log, committed or not (what it
-/// has may have been acknowledged, and nobody is left to say otherwise), in which it is alone. The others are taken for
-/// removed, as they are told should they come back. `members` are those that the tree need not have.
+/// has may have been acknowledged, and nobody is left to say otherwise), in which it is alone. That is a new incarnation,
+/// which the others join when they come back ([`crate::rejoin`]); one that is alone already stays as it is. `members` are
+/// those that the tree need not have, and `fresh` is a random number.
 pub(crate) fn force_new_cluster(
     disks: Disks,
     Identity { cluster, member }: Identity,
     members: Members,
+    fresh: u64,
 ) -> Result<(), StartError> {
     let Disks { mut snapshots, trees, backend, loaded, wal, recovered } = disks;
     let (applied, applied_term) = loaded.applied;
@@ -101,14 +104,16 @@ pub(crate) fn force_new_cluster(
     replay.end()?;
     let mut metadata = state.metadata(recovered.entries.last().map_or(applied_term, |entry| entry.term));
     metadata.alarms.retain(|alarm| alarm.member_id == member);
-    alone(&state.members.read(), member).describe(&mut metadata);
+    let end = (metadata.applied_index, recovered.hard_state.term.max(metadata.applied_term));
+    let alone = alone(&state.members.read(), member, end, fresh);
+    alone.describe(&mut metadata);
     tracing::warn!(
         member = format!("{member:x}"),
+        incarnation = format!("{:x}", alone.incarnation().id),
         entries = metadata.applied_index,
         revision = metadata.revision,
-        "--force-new-cluster: this member is now the only one of its cluster. Start it without the flag from now on. \
-         Remove the data of the other members, add them with `etcdctl member add` and start them with \
-         --initial-cluster-state=existing"
+        "--force-new-cluster: this member is now the only one of its cluster. Start it without the flag from now on. The \
+         other members, started as before while it runs, set their data aside and join it"
     );
     snapshots.take(&state.store, metadata, vec![member], cluster).map_err(StartError::Snapshot)?;
     // It says who the members were; the next one is built from the snapshot. Its file has to be closed before.
@@ -117,11 +122,32 @@ pub(crate) fn force_new_cluster(
     Ok(())
 }
 
-/// The members if there is but one, and all others are gone for good.
-fn alone(members: &Members, member: u64) -> Members {
+/// The members if there is but one: the ids of all others are gone for good.
+fn alone(members: &Members, member: u64, end: (u64, u64), fresh: u64) -> Members {
     let own = members.get(&member).cloned().unwrap_or_default();
-    let others = members.keys().copied().filter(|id| *id != member);
+    let others: Vec<u64> = members.keys().copied().filter(|id| *id != member).collect();
+    let incarnation: Incarnation = match others.is_empty() {
+        true => members.incarnation().clone(),
+        false => incarnation::next(members.incarnation(), end, fresh, &others),
+    };
     let removed = members.removed().iter().copied().filter(|id| *id != member).chain(others).collect();
     let configuration = Configuration { voters: vec![member], ..Configuration::default() };
-    Members::new([Member { id: member, is_learner: false, ..own }], removed, configuration)
+    Members::new([Member { id: member, is_learner: false, ..own }], removed, configuration, incarnation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_alone_already_stays_in_its_incarnation() {
+        let member = |id| Member { id, is_learner: id == 1, ..Member::default() };
+        let before = Members::bootstrap([member(1), member(2), member(3)]);
+        let after = alone(&before, 1, (10, 4), 77);
+        assert_eq!(after.keys().copied().collect::<Vec<_>>(), [1]);
+        assert!(!after.is_learner(1) && after.is_removed(2) && after.is_removed(3));
+        assert_eq!((after.incarnation().id, &after.incarnation().absent[..]), (77, &[2, 3][..]));
+        let again = alone(&after, 1, (20, 4), 88);
+        assert_eq!(again.incarnation(), after.incarnation());
+    }
 }

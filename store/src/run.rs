@@ -20,6 +20,7 @@ use crate::env::Env;
 use crate::grpc::Server;
 use crate::join::{self, JoinError};
 use crate::node::{Event, Stopped};
+use crate::rejoin;
 use crate::serve::{Listener, ServeError, Services};
 use crate::start::{self, Running, StartError};
 use crate::transport::PeerService;
@@ -55,11 +56,20 @@ const SPACE_SOON: u64 = 1 << 30;
 /// How long a leader that stops waits for another one to take over.
 const HANDOVER: Duration = Duration::from_secs(1);
 
+/// Why a member ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to, or was removed.
+    Stopped,
+    /// It may have to join another incarnation of its cluster: the process has to begin anew.
+    Superseded,
+}
+
 /// Runs a member until a signal, or until it cannot go on.
 ///
 /// # Errors
 /// Why it did not start, or had to stop.
-pub async fn run(config: &Config) -> Result<(), RunError> {
+pub async fn run(config: &Config) -> Result<Ended, RunError> {
     config.check()?;
     let signalled = shutdown::signalled().map_err(RunError::Signals)?;
     // Ports first: one that is taken is known before anything is touched.
@@ -82,7 +92,7 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     registry.build_info("etcd_server_version", &[("server_version", crate::grpc::ETCD_VERSION)]);
     let stopping = CancellationToken::new();
     let origin = tokio::select! {
-        () = signalled.cancelled() => return Ok(()),
+        () = signalled.cancelled() => return Ok(Ended::Stopped),
         origin = join::origin(config, &env) => origin?,
     };
     let Running { server, snapshots, events, epoch, node, wal, tree, lock } =
@@ -107,6 +117,7 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     serving.close();
     let background = TaskTracker::new();
     background.spawn(publish(server.clone(), config.clone(), stopping.clone()));
+    background.spawn(rejoin::complete(server.clone(), config.clone(), env.clone(), stopping.clone()));
     if let Some(retention) = config.retention()? {
         background.spawn(compactor::run(server.clone(), retention, stopping.clone()));
     }
@@ -162,7 +173,17 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
             "{}: it stops; its data directory is of no use any more",
             crate::transport::REMOVED
         );
-        return Ok(());
+        return Ok(Ended::Stopped);
+    }
+    if let Err(Stopped::Superseded) = result {
+        let members = server.state.members.read().clone();
+        let others = members.values().filter(|other| other.id != server.member);
+        rejoin::remember(&env, &config.data_directory(), others.flat_map(|other| &other.peer_urls))?;
+        tracing::warn!(
+            "{}, as another member says: it begins anew, and asks around",
+            crate::transport::SUPERSEDED
+        );
+        return Ok(Ended::Superseded);
     }
     drop(lock);
     if result.is_err() {
@@ -170,7 +191,7 @@ pub async fn run(config: &Config) -> Result<(), RunError> {
     }
     tracing::info!("stopped");
     result?;
-    inconsistent.map_or(Ok(()), |error| Err(error.into()))
+    inconsistent.map_or(Ok(Ended::Stopped), |error| Err(error.into()))
 }
 
 /// Says what to do about an end that a full disk may have brought about.

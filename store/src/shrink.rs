@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::apply::State;
 use crate::mvcc::{Backend, Rebuild, Step};
 use crate::node::Chain;
-use crate::start::Trees;
+use crate::trees::Trees;
 
 /// Bytes that have to stay free on the disk when it is done, and meanwhile: sled does not survive a full one.
 const LEAVE: u64 = 256 << 20;
@@ -17,9 +17,12 @@ const LEAVE_MEANWHILE: u64 = 96 << 20;
 /// How long readers of a tree that was replaced may take; after that its directory goes at the next start.
 const READERS: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
+/// The last compaction is so long ago that no other follows on it: a smaller excess is worth the work then.
+const REST: Duration = Duration::from_secs(3);
 
+/// Bytes that a tree may take besides, while compactions follow each other; at rest an eighth of that.
 fn slack() -> u64 {
-    const SLACK: u64 = 64 << 20;
+    const SLACK: u64 = 32 << 20;
     // Tests need not write that much.
     fail::fail_point!("shrink_slack", |bytes| bytes
         .and_then(|bytes: String| bytes.parse().ok())
@@ -46,23 +49,49 @@ pub struct Shrinker {
     trees: Trees,
     building: Option<Building>,
     retired: Vec<Retired>,
-    /// What a tree took when it had just been built: it gets no smaller.
-    least: u64,
+    /// What the tree took when it had just been built, and what was in it: it gets no smaller.
+    built: (u64, u64),
+    /// There was a compaction, and no rest since.
+    compacted: bool,
+}
+
+/// Why a tree is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    Compacted,
+    /// Compacted, and nothing since.
+    Rest,
+    Asked,
+}
+
+/// What a tree may take on an occasion: `in_use` is what is in it, and `least` what it would take at least.
+fn bound(occasion: Occasion, in_use: u64, least: u64) -> u64 {
+    match occasion {
+        Occasion::Compacted => 2 * in_use.max(least) + slack(),
+        Occasion::Rest => (in_use + in_use / 2).max(least + least / 4) + slack() / 8,
+        Occasion::Asked => in_use + in_use / 2,
+    }
 }
 
 impl Shrinker {
     pub fn new(trees: Trees) -> Self {
-        Self { trees, building: None, retired: Vec::new(), least: 0 }
+        Self { trees, building: None, retired: Vec::new(), built: (0, 0), compacted: false }
     }
 
-    /// Begins, if it is worth it: for less when somebody asked for it.
-    pub fn consider(&mut self, state: &State, asked: bool) {
+    /// Begins, if it is worth it: for less when somebody asked for it, or when there is time.
+    pub fn consider(&mut self, state: &State, occasion: Occasion) {
+        self.compacted = occasion == Occasion::Compacted;
         if self.building.is_some() {
             return;
         }
         let (size, in_use) = (state.store.values.backend().size(), state.store.in_use());
-        let bound = if asked { in_use + in_use / 2 } else { 2 * in_use.max(self.least) + slack() };
-        if size <= bound {
+        let (built, held) = self.built;
+        // Less is in it since then, perhaps.
+        let least = match in_use < held {
+            true => (u128::from(built) * u128::from(in_use) / u128::from(held)) as u64,
+            false => built,
+        };
+        if size <= bound(occasion, in_use, least) {
             return;
         }
         if !self.trees.has_room(2 * in_use + LEAVE) {
@@ -100,7 +129,14 @@ impl Shrinker {
             // At most half of the time, and of the disk.
             Some(_) => Some(took.max(Duration::from_millis(1))),
             None if !self.retired.is_empty() => Some(LOOK),
-            None => None,
+            None => self.compacted.then_some(REST),
+        }
+    }
+
+    /// Nothing was to do for as long as [`Self::pause`] said.
+    pub fn rest(&mut self, state: &State) {
+        if self.compacted && self.building.is_none() && self.retired.is_empty() {
+            self.consider(state, Occasion::Rest);
         }
     }
 
@@ -124,9 +160,9 @@ impl Shrinker {
         let Some(Building { rebuild, fresh, begun, .. }) = self.building.take() else { return };
         drop(rebuild);
         if done.is_some() {
-            self.least = fresh.size();
-            let (took, size) = (begun.elapsed(), self.least);
-            tracing::info!(?took, size, in_use = state.store.in_use(), "a smaller tree of values is in use");
+            let (took, size, in_use) = (begun.elapsed(), fresh.size(), state.store.in_use());
+            self.built = (size, in_use);
+            tracing::info!(?took, size, in_use, "a smaller tree of values is in use");
         }
         let (tree, path) = (done.unwrap_or(fresh), self.trees.path(retired));
         self.retired.push(Retired { tree, path, since: Instant::now() });
@@ -139,6 +175,27 @@ impl Shrinker {
             // It closes its files.
             drop(tree);
             self.trees.remove(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_may_take_less_when_there_is_time() {
+        const MIB: u64 = 1 << 20;
+        for (occasion, in_use, least, expected) in [
+            (Occasion::Compacted, 100, 0, 232),
+            (Occasion::Compacted, 100, 150, 332),
+            (Occasion::Rest, 100, 0, 154),
+            (Occasion::Rest, 100, 150, 191),
+            (Occasion::Rest, 0, 0, 4),
+            (Occasion::Asked, 100, 150, 150),
+        ] {
+            let found = bound(occasion, in_use * MIB, least * MIB) / MIB;
+            assert_eq!(found, expected, "{occasion:?} {in_use} {least}");
         }
     }
 }

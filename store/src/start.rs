@@ -10,21 +10,23 @@ use std::time::Duration;
 use keelson_component_base::metrics::Registry;
 use keelson_proto::etcd::storepb::Metadata;
 use keelson_raft::{ConfState, Group, Initial};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::apply::State;
 use crate::config::Config;
-use crate::env::{Disk, Env, OpenTree};
+use crate::env::Env;
 use crate::grpc::{self, Limits, Server};
+use crate::incarnation::peer_cluster;
 use crate::join::{JoinError, Origin, initial_members, mark_removed};
 use crate::membership::Members;
 use crate::metrics::{Metrics, StateCollector, WalObserver};
-use crate::mvcc::{Backend, BackendError, Index, Loaded, Store, Values, load};
-use crate::node::{Chain, Event, Node, Parts, Shared, Stopped};
+use crate::mvcc::{Backend, BackendError, Index, Loaded, Store, Values};
+use crate::node::{Event, Node, Parts, Shared, Stopped};
 use crate::recovery::{self, RecoveryError};
 use crate::shrink::Shrinker;
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::transport::{PeerNetwork, Peers, PeersConfig};
+use crate::trees::{TREE_SPACE, Tree, Trees};
 use crate::wal::{self, Identity, Recovered, Wal, WalError};
 
 #[derive(Debug, thiserror::Error)]
@@ -51,184 +53,6 @@ pub enum StartError {
     Recovery(#[from] RecoveryError),
     #[error(transparent)]
     Join(#[from] JoinError),
-}
-
-/// Directories of trees: while one is in use, another can be built beside it.
-#[derive(Clone)]
-pub struct Trees {
-    disk: Arc<dyn Disk>,
-    open_tree: Arc<OpenTree>,
-    directory: PathBuf,
-    numbers: Arc<Mutex<Numbers>>,
-}
-
-/// Which trees there are.
-#[derive(Default)]
-pub(crate) struct Numbers {
-    /// The highest ever given.
-    last: u64,
-    in_use: u64,
-    /// Being built beside it.
-    building: Option<u64>,
-}
-
-impl Numbers {
-    /// The tree beside is in use now, or was given up. Returns the one that is of no use any more.
-    pub(crate) fn end(&mut self, number: u64, switched: bool) -> u64 {
-        self.building = None;
-        if switched { std::mem::replace(&mut self.in_use, number) } else { number }
-    }
-}
-
-/// A tree with what it says.
-pub(crate) type Tree = (Loaded, Arc<dyn Backend>);
-
-/// Whether a tree has to be built anew for its size: sled never gives back what it once took.
-fn is_bloated(size: u64, in_use: u64) -> bool {
-    size > 4 * in_use + tree_slack()
-}
-
-/// Bytes that a tree may always take.
-fn tree_slack() -> u64 {
-    const SLACK: u64 = 512 << 20;
-    // Tests need not write that much.
-    fail::fail_point!("tree_slack", |bytes| bytes
-        .and_then(|bytes: String| bytes.parse().ok())
-        .unwrap_or(SLACK));
-    SLACK
-}
-
-const TREE: &str = "tree-";
-/// Bytes that have to be free on the disk for the tree to be written: some batches, which go there a little later.
-const TREE_SPACE: u64 = 16 << 20;
-/// Trees are numbered from 1.
-const NO_TREE: u64 = 0;
-
-/// The trees in a directory, ascending.
-pub(crate) fn tree_numbers(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<u64>> {
-    let names = disk.list(directory)?;
-    let mut numbers: Vec<u64> =
-        names.iter().filter_map(|name| name.strip_prefix(TREE)?.parse().ok()).collect();
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-pub(crate) fn tree_path(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("{TREE}{number}"))
-}
-
-impl Trees {
-    fn new(env: &Env, directory: PathBuf) -> Self {
-        let (disk, open_tree) = (env.disk.clone(), env.open_tree.clone());
-        Self { disk, open_tree, directory, numbers: Arc::default() }
-    }
-
-    /// A number that no tree has or had.
-    fn give(&self, numbers: &mut Numbers) -> io::Result<u64> {
-        let highest = self.numbers()?.last().copied().unwrap_or(NO_TREE);
-        numbers.last = numbers.last.max(highest) + 1;
-        Ok(numbers.last)
-    }
-
-    /// A place for a tree beside the one in use.
-    pub(crate) fn begin(&self) -> io::Result<(u64, PathBuf)> {
-        let mut numbers = self.numbers.lock();
-        let number = self.give(&mut numbers)?;
-        numbers.building = Some(number);
-        Ok((number, self.path(number)))
-    }
-
-    /// Does what may put another tree in use; who the tree in use is changes only under this lock.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Numbers> {
-        self.numbers.lock()
-    }
-
-    pub(crate) fn remove(&self, path: &Path) {
-        if let Err(error) = self.disk.remove_dir(path) {
-            tracing::warn!(%error, "cannot remove an old tree of values");
-        }
-    }
-
-    /// An error is not taken for a full disk.
-    pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        self.disk.available(&self.directory).map_or(true, |available| available >= bytes)
-    }
-
-    fn numbers(&self) -> io::Result<Vec<u64>> {
-        tree_numbers(&*self.disk, &self.directory)
-    }
-
-    pub(crate) fn path(&self, number: u64) -> PathBuf {
-        tree_path(&self.directory, number)
-    }
-
-    /// Opens a tree, or creates an empty one.
-    pub(crate) fn open_tree(&self, path: &Path) -> Result<Arc<dyn Backend>, BackendError> {
-        (self.open_tree)(path)
-    }
-
-    /// Removes all trees; none may be open.
-    pub(crate) fn remove_all(&self) {
-        self.remove_but(NO_TREE);
-    }
-
-    /// The newest tree that is whole and at or behind `from`, which the log reaches back to.
-    fn open(&self, from: u64) -> Result<Option<Tree>, StartError> {
-        let numbers = self.numbers().map_err(|error| StartError::Directory(self.directory.clone(), error))?;
-        for number in numbers.into_iter().rev() {
-            let path = self.path(number);
-            match read_tree(self.open_tree.clone(), path)? {
-                Ok((loaded, backend)) if is_bloated(backend.size(), loaded.in_use) => tracing::warn!(
-                    size = backend.size(),
-                    in_use = loaded.in_use,
-                    "the tree of values takes much more than what is in it: it is built anew"
-                ),
-                Ok((loaded, backend)) if loaded.applied.0 >= from && !loaded.unfinished => {
-                    self.numbers.lock().in_use = number;
-                    self.remove_but(number);
-                    return Ok(Some((loaded, backend)));
-                }
-                Ok((loaded, _)) => tracing::warn!(
-                    applied = loaded.applied.0,
-                    needed = from,
-                    "the tree of values is unfinished or older than the snapshot: it is built anew"
-                ),
-                Err(error) => tracing::warn!(error, "the tree of values is damaged: it is built anew"),
-            }
-        }
-        Ok(None)
-    }
-
-    /// A fresh tree, filled from the snapshot.
-    fn build(&self, snapshots: &Snapshots) -> Result<(Tree, u64), SnapshotError> {
-        let number = self.give(&mut self.lock())?;
-        let backend = self.open_tree(&self.path(number))?;
-        snapshots.restore(&*backend)?;
-        let loaded = load(&backend)?;
-        Ok(((loaded, backend), number))
-    }
-
-    /// Removes all trees that are not in use and will not be; [`NO_TREE`] is none of them.
-    fn remove_but(&self, keep: u64) {
-        let numbers = self.numbers().unwrap_or_default();
-        let building = self.numbers.lock().building;
-        for number in numbers.into_iter().filter(|number| *number != keep && Some(*number) != building) {
-            self.remove(&self.path(number));
-        }
-    }
-}
-
-/// Opens and reads a tree on a thread of its own: sled panics at some damages instead of telling, and what it then
-/// leaves locked must not be this thread's.
-pub(crate) fn read_tree(open_tree: Arc<OpenTree>, path: PathBuf) -> Result<Result<Tree, String>, StartError> {
-    let (found, wait) = channel();
-    let read = move || {
-        let opened = open_tree(&path).and_then(|backend| Ok((load(&backend)?, backend)));
-        // Its receiver waits.
-        let _ = found.send(opened.map_err(|error| Chain(&error).to_string()));
-    };
-    std::thread::Builder::new().name("open".into()).spawn(read).map_err(StartError::Thread)?;
-    Ok(wait.recv().unwrap_or_else(|_| Err("reading it panicked".to_owned())))
 }
 
 /// What the disk says.
@@ -273,15 +97,12 @@ pub fn open(env: &Env, directory: &Path, origin: &Origin) -> Result<Disks, Start
         snapshots.begin(beginning(Members::bootstrap(members.iter().cloned())), identity.cluster)?;
     }
     let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
-    let trees = Trees::new(env, member.join("tree"));
-    env.disk
-        .create_dir(&trees.directory)
-        .map_err(|error| StartError::Directory(trees.directory.clone(), error))?;
+    let trees = Trees::new(env, member.join("tree"))?;
     let wal_directory = member.join("wal");
     let open_wal = |floor| Wal::open(env.disk.clone(), &wal_directory, identity, floor, env.seed);
     let build = |trees: &Trees| -> Result<Tree, StartError> {
         // None of the others is of use, and on a full disk theirs is the room that the new one takes.
-        trees.remove_but(NO_TREE);
+        trees.remove_all();
         let (tree, number) = trees.build(&snapshots)?;
         trees.lock().in_use = number;
         Ok(tree)
@@ -333,7 +154,8 @@ pub struct Running {
     pub lock: fs::File,
 }
 
-fn lock(directory: &Path) -> Result<fs::File, StartError> {
+/// Keeps other processes from the data in a directory.
+pub(crate) fn lock(directory: &Path) -> Result<fs::File, StartError> {
     let refused = |error| StartError::Directory(directory.to_owned(), error);
     let file = fs::File::create(directory.join("lock")).map_err(refused)?;
     match file.try_lock() {
@@ -370,7 +192,7 @@ pub fn start(
     );
     if config.force_new_cluster {
         let disks = open(env, &directory, origin)?;
-        recovery::force_new_cluster(disks, origin.identity(), fallback_members(config, origin)?)?;
+        recovery::force_new_cluster(disks, origin.identity(), fallback_members(config, origin)?, env.seed)?;
     }
     let Disks { snapshots, trees, backend, loaded, wal, recovered } = open(env, &directory, origin)?;
     let (applied, applied_term) = loaded.applied;
@@ -425,7 +247,7 @@ pub fn start(
         keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
     }
     let peers_config = PeersConfig {
-        cluster,
+        cluster: peer_cluster(cluster, state.members.read().incarnation().id),
         member,
         peer_urls: config.initial_advertise_peer_urls.clone(),
         credentials: config.peer_credentials(),
@@ -509,7 +331,9 @@ fn limits(config: &Config) -> Limits {
 fn fallback_members(config: &Config, origin: &Origin) -> Result<Members, JoinError> {
     Ok(match origin {
         Origin::Bootstrap { members, .. } => Members::bootstrap(members.iter().cloned()),
-        Origin::Join { members, .. } => Members::hearsay(members.iter().cloned()),
+        Origin::Join { incarnation, members, .. } => {
+            Members::hearsay(members.iter().cloned(), incarnation.clone())
+        }
         // A tree of a version that could not change the membership has only what members said of themselves.
         Origin::Known(_) => match config.members() {
             Ok((_, members)) => Members::bootstrap(initial_members(&members)),

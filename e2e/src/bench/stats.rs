@@ -23,10 +23,20 @@ impl Latencies {
         self.0.is_empty()
     }
 
+    /// How many took longer.
+    pub fn longer_than(&self, bound: Duration) -> usize {
+        self.0.iter().filter(|latency| **latency > bound).count()
+    }
+
     /// The latency in milliseconds that `percent` of the requests stayed within (nearest rank).
     pub fn percentile(&mut self, percent: usize) -> f64 {
+        self.per_mille(percent * 10)
+    }
+
+    /// As [`Self::percentile`], in thousandths.
+    pub fn per_mille(&mut self, part: usize) -> f64 {
         self.0.sort_unstable();
-        let rank = (self.0.len() * percent).div_ceil(100).max(1);
+        let rank = (self.0.len() * part).div_ceil(1000).max(1);
         self.0.get(rank - 1).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1000.0)
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use e2e::bench::{BenchError, Section, api, machine, pods, processes, store};
+use e2e::bench::{BenchError, Section, api, churn, machine, pods, processes, store};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -25,11 +25,13 @@ enum Part {
     StoreLoad,
     /// The store's bars: watchers, a million keys, leaders killed (only by name, as that)
     StoreEndurance,
+    /// The live set of a store overwritten again and again while it compacts (only by name, as that)
+    Churn,
 }
 
 impl Part {
     fn is_by_name_only(self) -> bool {
-        matches!(self, Part::StoreLoad | Part::StoreEndurance)
+        matches!(self, Part::StoreLoad | Part::StoreEndurance | Part::Churn)
     }
 }
 
@@ -90,6 +92,15 @@ struct Cli {
     /// Leaders of the store to kill
     #[arg(long, default_value_t = 50)]
     failovers: usize,
+    /// Keys of the live set that is overwritten
+    #[arg(long, default_value_t = 100_000)]
+    churn_keys: usize,
+    /// Bytes of each of its values
+    #[arg(long, default_value_t = 256)]
+    churn_bytes: usize,
+    /// How often it is overwritten
+    #[arg(long, default_value_t = 10)]
+    churn_rounds: usize,
 }
 
 impl Cli {
@@ -191,6 +202,15 @@ async fn run(cli: &Cli, parts: &[Part]) -> Result<(), BenchError> {
     }
     if wanted(Part::StoreEndurance) {
         tell(&store::endurance(&plan).await?);
+    }
+    if wanted(Part::Churn) {
+        let plan = churn::Plan {
+            keys: cli.churn_keys,
+            value_bytes: cli.churn_bytes,
+            rounds: cli.churn_rounds,
+            ..churn::Plan::default()
+        };
+        tell(&churn::on(&binaries.join("kube-store"), &plan).await?);
     }
     if let Some(client) = &client {
         // Pods first: they are to be measured on a cluster that has nothing else to do.

@@ -12,6 +12,7 @@ use raft::eraftpb::{
 };
 use raft::{RawNode, SnapshotStatus, StateRole};
 
+use crate::admit::refusal;
 use crate::log::Log;
 use crate::logger::logger;
 use crate::reads::Reads;
@@ -227,10 +228,22 @@ impl<R> Group<R> {
     /// # Errors
     /// A message of a kind that no peer sends, or from a member that is not of the group; it changed nothing.
     pub fn step(&mut self, mut message: Message) -> raft::Result<()> {
+        let raft = &self.node.raft;
+        if let Some(reason) = refusal(&message, raft.id, raft.raft_log.last_index()) {
+            tracing::error!(
+                from = format!("{:x}", message.from),
+                kind = ?message.get_msg_type(),
+                reason,
+                "a message that no member sends is refused"
+            );
+            return Err(raft::Error::StepLocalMsg);
+        }
         let lost = match message.get_msg_type() {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.is_joining() => {
                 return Ok(());
             }
+            // One that follows would hand it on, which raft-rs panics about: whoever asked has not heard of the new leader.
+            MessageType::MsgTransferLeader if self.node.raft.state != StateRole::Leader => return Ok(()),
             // The leader alone proposes changes of the configuration.
             MessageType::MsgPropose if message.entries.iter().any(is_configuration) => return Ok(()),
             MessageType::MsgHeartbeat => self.admit_loss(&mut message),

@@ -10,6 +10,7 @@
 //!
 //! It must not know what an entry means, where the log lies or how a message travels.
 
+mod admit;
 mod group;
 mod log;
 mod logger;

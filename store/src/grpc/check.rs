@@ -1,6 +1,6 @@
 //! What a request must be, whatever the state is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use keelson_proto::etcd::etcdserverpb::range_request::{SortOrder, SortTarget};
@@ -11,7 +11,7 @@ use keelson_proto::etcd::etcdserverpb::{
 use tonic::Status;
 
 use super::error::status;
-use crate::mvcc::KeyRange;
+use crate::mvcc::{KeyRange, RangeEnd};
 
 fn key(key: &Bytes) -> Result<(), Status> {
     if key.is_empty() { Err(status::empty_key()) } else { Ok(()) }
@@ -65,16 +65,63 @@ fn sizes(request: &TxnRequest, max_ops: usize) -> Result<(), Status> {
     Ok(())
 }
 
+/// Keys that are deleted. A request may have tens of thousands of ranges, so they are merged, not searched one by one.
+#[derive(Default)]
+struct Deleted {
+    /// Ranges that do not touch: where each begins, and the key that it ends before, if any.
+    apart: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl Deleted {
+    fn add(&mut self, range: KeyRange) {
+        let KeyRange { start: mut begin, end } = range;
+        let mut end = match end {
+            RangeEnd::Single => Some([&begin[..], &[0]].concat().into()),
+            RangeEnd::Unbounded => None,
+            RangeEnd::Before(end) if end <= begin => return,
+            RangeEnd::Before(end) => Some(end),
+        };
+        // All that begin within it, and the one before them if it reaches as far.
+        while let Some((other, reaches)) = match &end {
+            Some(end) => self.apart.range::<Bytes, _>(..=end).next_back(),
+            None => self.apart.last_key_value(),
+        } {
+            if reaches.as_ref().is_some_and(|reaches| *reaches < begin) {
+                break;
+            }
+            let (other, reaches) = (other.clone(), reaches.clone());
+            self.apart.remove(&other);
+            begin = begin.min(other);
+            end = end.zip(reaches).map(|(one, other)| one.max(other));
+        }
+        self.apart.insert(begin, end);
+    }
+
+    fn merge(&mut self, mut other: Self) {
+        if self.apart.len() < other.apart.len() {
+            std::mem::swap(self, &mut other);
+        }
+        for (start, end) in other.apart {
+            self.add(KeyRange { start, end: end.map_or(RangeEnd::Unbounded, RangeEnd::Before) });
+        }
+    }
+
+    fn contains(&self, key: &Bytes) -> bool {
+        let before = self.apart.range::<Bytes, _>(..=key).next_back();
+        before.is_some_and(|(_, end)| end.as_ref().is_none_or(|end| end > key))
+    }
+}
+
 /// What a list of operations puts and deletes.
 #[derive(Default)]
 struct Touched {
     puts: BTreeSet<Bytes>,
-    deletes: Vec<KeyRange>,
+    deletes: Deleted,
 }
 
 impl Touched {
     fn put(&mut self, key: Bytes) -> Result<(), Status> {
-        if self.deletes.iter().any(|range| range.contains(&key)) || !self.puts.insert(key) {
+        if self.deletes.contains(&key) || !self.puts.insert(key) {
             return Err(status::duplicate_key());
         }
         Ok(())
@@ -86,22 +133,26 @@ fn overlaps(ops: &[RequestOp]) -> Result<Touched, Status> {
     let mut touched = Touched::default();
     for op in ops {
         if let Some(Request::RequestDeleteRange(request)) = &op.request {
-            touched.deletes.push(KeyRange::new(request.key.clone(), request.range_end.clone()));
+            touched.deletes.add(KeyRange::new(request.key.clone(), request.range_end.clone()));
         }
     }
-    let mut nested_deletes = Vec::new();
+    let mut nested_deletes = Deleted::default();
     for op in ops {
         let Some(Request::RequestTxn(request)) = &op.request else { continue };
         let mut success = overlaps(&request.success)?;
         let failure = overlaps(&request.failure)?;
         // Only one of the two branches runs: what both put is put once.
         success.puts.extend(failure.puts);
+        if touched.puts.len() < success.puts.len() && touched.deletes.apart.is_empty() {
+            std::mem::swap(&mut touched.puts, &mut success.puts);
+        }
         for key in success.puts {
             touched.put(key)?;
         }
-        nested_deletes.extend(success.deletes.into_iter().chain(failure.deletes));
+        nested_deletes.merge(success.deletes);
+        nested_deletes.merge(failure.deletes);
     }
-    touched.deletes.extend(nested_deletes);
+    touched.deletes.merge(nested_deletes);
     for op in ops {
         if let Some(Request::RequestPut(request)) = &op.request {
             touched.put(request.key.clone())?;
@@ -122,6 +173,34 @@ pub fn puts(request: &TxnRequest) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn deleted_ranges_are_merged() {
+        let of = |ranges: &[(&'static str, &'static str)]| {
+            let mut deleted = Deleted::default();
+            for (start, end) in ranges {
+                deleted.add(KeyRange::new((*start).into(), (*end).into()));
+            }
+            deleted
+        };
+        let check = |ranges: &[(&'static str, &'static str)], apart: usize| {
+            let (found, keys) = (of(ranges), ["a", "aa", "b", "c", "d", "e", "f", "z"]);
+            assert_eq!(found.apart.len(), apart, "{ranges:?}");
+            for key in keys {
+                let mut all = ranges.iter().map(|(start, end)| KeyRange::new((*start).into(), (*end).into()));
+                let expected = all.any(|range| range.contains(key.as_bytes()));
+                assert_eq!(found.contains(&key.into()), expected, "{key} in {ranges:?}");
+            }
+        };
+        check(&[("a", ""), ("c", "")], 2);
+        check(&[("a", ""), ("a", "")], 1);
+        check(&[("a", "c"), ("c", "e")], 1);
+        check(&[("a", "b"), ("d", "e")], 2);
+        check(&[("a", "b"), ("d", "e"), ("aa", "d")], 1);
+        check(&[("d", "\0"), ("a", "b"), ("e", "f")], 2);
+        check(&[("b", "a")], 0);
+        check(&[("a", "c"), ("b", "\0")], 1);
+    }
 
     fn put_op(key: &'static str) -> RequestOp {
         RequestOp {

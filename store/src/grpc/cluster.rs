@@ -54,8 +54,8 @@ impl Server {
     }
 
     /// Asks whoever leads, and then waits until this member has applied it too: its clients read what they wrote.
-    async fn change_membership(&self, change: Change) -> Result<Vec<Member>, Status> {
-        let change = MembershipChange { max_learners: 0, change: Some(change) };
+    pub async fn change_membership(&self, change: Change) -> Result<Vec<Member>, Status> {
+        let change = MembershipChange { change: Some(change), ..MembershipChange::default() };
         let deadline = Instant::now() + self.limits.request_timeout;
         let mut leader = self.shared.watch_leader();
         loop {

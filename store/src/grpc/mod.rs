@@ -6,6 +6,8 @@ mod answer;
 mod check;
 mod cluster;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod kv;
 mod lease;
 mod maintenance;

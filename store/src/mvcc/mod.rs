@@ -6,6 +6,8 @@
 mod backend;
 mod block;
 mod compaction;
+#[cfg(test)]
+mod fuzz;
 mod hash;
 mod index;
 mod load;

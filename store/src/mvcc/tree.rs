@@ -148,7 +148,7 @@ pub fn scan_tree(
                 None => return fail(),
             },
         };
-        if chunk + 1 < count {
+        if u32::from(chunk) + 1 < u32::from(count) {
             partial = Some((revision, count, bytes));
             return true;
         }

@@ -36,6 +36,8 @@ pub enum Stopped {
     Install(#[source] snapshot::SnapshotError),
     #[error("the member has been permanently removed from the cluster")]
     Removed,
+    #[error("another member says that this one's cluster was superseded")]
+    Superseded,
 }
 
 /// Seconds.
@@ -72,6 +74,10 @@ pub enum Event {
     },
     /// Another member says that this one was removed.
     Removed,
+    /// Another member says that it belongs to a later incarnation of the cluster.
+    Superseded {
+        by: u64,
+    },
     /// A snapshot that is durable here, with the message that announced it.
     SnapshotReceived {
         message: Box<Message>,

@@ -13,7 +13,7 @@ use keelson_proto::etcd::storepb::Metadata;
 use super::{Outgoing, SnapshotError, Snapshots, position};
 use crate::apply::State;
 use crate::mvcc::BackendError;
-use crate::shrink::Shrinker;
+use crate::shrink::{Occasion, Shrinker};
 
 /// Where a snapshot is to go besides the disk.
 pub type Send = Box<dyn FnOnce(Result<Outgoing, SnapshotError>) + std::marker::Send>;
@@ -90,7 +90,7 @@ pub fn spawn(
             match first {
                 Ok(first) => worker.queue.push_back(first),
                 Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => worker.shrinker.rest(&worker.state),
             }
             while worker.gather() {
                 match worker.needs() {
@@ -153,12 +153,12 @@ impl Worker {
                 match self.state.store.remove_compacted(revision, deletions) {
                     Ok(removed) => {
                         tracing::info!(revision, removed, "compacted");
-                        self.shrinker.consider(&self.state, false);
+                        self.shrinker.consider(&self.state, Occasion::Compacted);
                     }
                     Err(error) => report(Report::CompactionFailed(error)),
                 }
             }
-            Some(Job::Shrink) => self.shrinker.consider(&self.state, true),
+            Some(Job::Shrink) => self.shrinker.consider(&self.state, Occasion::Asked),
             None => {}
         }
     }

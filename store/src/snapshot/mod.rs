@@ -39,7 +39,7 @@ const MAGIC: &[u8] = b"KSNAPMF1";
 /// A snapshot of more files than this is written afresh.
 const MAX_FILES: usize = 16;
 /// Garbage that is always tolerated.
-const SLACK: u64 = 16 << 20;
+const SLACK: u64 = 8 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -168,7 +168,7 @@ impl Snapshots {
         let (index, revision) = (metadata.applied_index, metadata.revision);
         let mut files = self.latest.as_ref().map(|latest| latest.files.clone()).unwrap_or_default();
         let held: u64 = files.iter().map(|file| file.length).sum();
-        if files.len() >= MAX_FILES || held > 2 * store.in_use() + SLACK {
+        if files.len() >= MAX_FILES || held > store.in_use() + store.in_use() / 2 + SLACK {
             files.clear();
         }
         let after = match files.is_empty() {
@@ -303,5 +303,7 @@ fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<Manifest, SnapshotError
     Manifest::decode(rest).map_err(|_| damaged())
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

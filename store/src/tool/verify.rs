@@ -16,7 +16,7 @@ use crate::mvcc::{Backend, Hash, MvccError, SledBackend, Store, Values, load};
 use crate::node::Chain;
 use crate::recovery::{RecoveryError, Replay};
 use crate::snapshot::{self, SnapshotError, Snapshots};
-use crate::start::{Tree, read_tree, tree_numbers, tree_path};
+use crate::trees::{Tree, read_tree, tree_numbers, tree_path};
 use crate::wal::{self, Inspected, WalError};
 
 #[derive(Debug, thiserror::Error)]

@@ -25,8 +25,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::REMOVED;
 use super::wire;
+use super::{REMOVED, SUPERSEDED};
 use crate::config::Url;
 use crate::membership::Members;
 use crate::metrics::Metrics;
@@ -45,6 +45,7 @@ const ASK: Duration = Duration::from_secs(5);
 const HASH: Duration = Duration::from_secs(60);
 
 pub struct PeersConfig {
+    /// With its incarnation: see [`crate::incarnation::peer_cluster`].
     pub cluster: u64,
     pub member: u64,
     /// This member's peer URLs, for those that do not know it yet.
@@ -151,6 +152,24 @@ pub async fn ask_members(url: &Url, credentials: &Credentials) -> Result<Members
     }
 }
 
+/// Has the leader of a cluster that this process is no member of change the membership, if it listens there.
+///
+/// # Errors
+/// The answer, or that there is none.
+pub async fn ask_change(
+    url: &Url,
+    credentials: &Credentials,
+    cluster_id: u64,
+    change: Vec<u8>,
+) -> Result<MembershipAnswer, Status> {
+    let mut client = PeerClient::new(channel(Arc::new(RwLock::new(vec![url.clone()])), credentials));
+    let query = MembershipQuery { cluster_id, change: change.into() };
+    match tokio::time::timeout(ASK, client.change_membership(query)).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Status::unavailable("it does not answer")),
+    }
+}
+
 /// URLs of a form that the membership does not have are left out.
 fn parse(urls: &[String]) -> impl Iterator<Item = Url> {
     urls.iter().filter_map(|url| url.parse().ok())
@@ -224,6 +243,11 @@ impl Peers {
         let sender = MessageSender { peers: self.clone(), peer: id, client: client.clone(), queue: receiver };
         self.runtime.spawn(sender.run());
         peers.insert(id, Peer { urls: urls.to_vec(), dialed, queue, client });
+    }
+
+    /// What members of its incarnation say as their cluster's id.
+    pub fn cluster(&self) -> u64 {
+        self.cluster
     }
 
     fn own_urls(&self) -> Vec<String> {
@@ -316,6 +340,7 @@ impl MessageSender {
                 reachable = false;
                 let event = match error.message() {
                     REMOVED => Event::Removed,
+                    SUPERSEDED => Event::Superseded { by: self.peer },
                     _ => Event::Unreachable(self.peer),
                 };
                 if self.peers.events.send(event).is_err() {

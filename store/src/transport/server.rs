@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use keelson_proto::etcd::etcdserverpb::MemberListResponse;
 use keelson_proto::etcd::storepb::MembershipChange;
@@ -16,34 +17,67 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{REMOVED, wire};
+use super::{REMOVED, SUPERSEDED, wire};
 use crate::grpc::{Server, status};
+use crate::incarnation::peer_cluster;
 use crate::mvcc::Hash;
 use crate::node::{Chain, Event, Refused};
 use crate::snapshot::{Receiver, SnapshotError, Snapshots};
+
+const SELDOM: Duration = Duration::from_secs(10);
 
 pub struct PeerService {
     server: Arc<Server>,
     snapshots: Arc<Mutex<Snapshots>>,
     serial: AtomicU64,
+    foreign: Seldom,
+}
+
+/// What is said only now and then, since peers try again and again.
+#[derive(Default)]
+struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock();
+        let due = last.is_none_or(|last| last.elapsed() > SELDOM);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
 }
 
 impl PeerService {
     /// `epoch` tells apart the files of several lives.
     pub fn new(server: Arc<Server>, snapshots: Arc<Mutex<Snapshots>>, epoch: u64) -> Self {
-        Self { server, snapshots, serial: AtomicU64::new(epoch) }
+        Self { server, snapshots, serial: AtomicU64::new(epoch), foreign: Seldom::default() }
     }
 
     fn check_cluster(&self, cluster: u64) -> Result<(), Status> {
-        if cluster == self.server.cluster {
+        if cluster == self.server.peers.cluster() {
             return Ok(());
         }
-        tracing::error!(
-            theirs = format!("{cluster:x}"),
-            ours = format!("{:x}", self.server.cluster),
-            "a peer of another cluster: compare --initial-cluster and --initial-cluster-token"
-        );
-        Err(Status::failed_precondition("etcdserver: cluster ID mismatch"))
+        let of_past = |past: u64| peer_cluster(self.server.cluster, past) == cluster;
+        let superseded =
+            self.server.state.members.read().incarnation().past.iter().any(|past| of_past(past.id));
+        if self.foreign.is_due() {
+            match superseded {
+                true => tracing::warn!(
+                    "a member from before --force-new-cluster is up: it joins by itself when it is started again without a \
+                     leader. If it has one, two clusters serve clients: stop one of them"
+                ),
+                false => tracing::error!(
+                    theirs = format!("{cluster:x}"),
+                    ours = format!("{:x}", self.server.peers.cluster()),
+                    "a peer of another cluster: compare --initial-cluster and --initial-cluster-token"
+                ),
+            }
+        }
+        Err(Status::failed_precondition(match superseded {
+            true => SUPERSEDED,
+            false => "etcdserver: cluster ID mismatch",
+        }))
     }
 
     /// One that is not known may have been added by what this member has yet to apply; one that was removed is told.
@@ -193,11 +227,15 @@ impl Peer for PeerService {
     }
 
     async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
-        let members = self.server.state.members.read().list();
+        let members = self.server.state.members.read();
+        let (list, incarnation) = (members.list(), members.incarnation().encode_to_vec());
+        drop(members);
         Ok(Response::new(MembersResponse {
             cluster_id: self.server.cluster,
             member_id: self.server.member,
-            members: MemberListResponse { header: None, members }.encode_to_vec().into(),
+            members: MemberListResponse { header: None, members: list }.encode_to_vec().into(),
+            incarnation: incarnation.into(),
+            leader: self.server.shared.leader(),
         }))
     }
 

@@ -13,6 +13,8 @@
 //!
 //! All numbers are little-endian. The salt is random, so that no value of a client can look like a frame.
 
+use std::ops::Range;
+
 use bytes::{Buf, BufMut, Bytes};
 use keelson_raft::{Entry, EntryType, HardState};
 
@@ -22,6 +24,8 @@ const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"KWSH");
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"KWFR");
 const VERSION: u32 = 1;
 const ALIGN: usize = 8;
+/// How often a segment's length is checksummed at most to tell a torn tail from damage.
+const MOST_CHECKED: usize = 64;
 
 const ENTRY: u8 = 1;
 const HARD_STATE: u8 = 2;
@@ -156,30 +160,54 @@ pub struct Frame {
     pub end: usize,
 }
 
-/// The frame at `offset`, if a whole and valid one is there.
-pub fn frame_at(segment: &Bytes, offset: usize, salt: u64) -> Option<Frame> {
-    let mut header = segment.get(offset..offset.checked_add(FRAME_HEADER)?)?;
-    if header.get_u32_le() != FRAME_MAGIC {
-        return None;
-    }
-    let length = header.get_u32_le() as usize;
-    let sequence = header.get_u64_le();
-    let crc = header.get_u32_le();
-    let start = offset + FRAME_HEADER;
-    let end = start.checked_add(length)?;
-    let payload = segment.get(start..end)?;
-    (checksum(salt, sequence, payload) == crc).then(|| Frame {
-        sequence,
-        payload: segment.slice(start..end),
-        end: end.next_multiple_of(ALIGN),
-    })
+/// What looks like a frame: its checksum is yet to be looked at.
+struct Candidate {
+    sequence: u64,
+    crc: u32,
+    payload: Range<usize>,
 }
 
-/// The first whole and valid frame at or behind `offset`.
-pub fn next_frame(segment: &Bytes, offset: usize, salt: u64) -> Option<(usize, Frame)> {
-    (offset.next_multiple_of(ALIGN)..segment.len())
-        .step_by(ALIGN)
-        .find_map(|at| frame_at(segment, at, salt).map(|frame| (at, frame)))
+impl Candidate {
+    fn at(segment: &[u8], offset: usize) -> Option<Self> {
+        let mut header = segment.get(offset..offset.checked_add(FRAME_HEADER)?)?;
+        if header.get_u32_le() != FRAME_MAGIC {
+            return None;
+        }
+        let length = header.get_u32_le() as usize;
+        let (sequence, crc) = (header.get_u64_le(), header.get_u32_le());
+        let start = offset + FRAME_HEADER;
+        let end = start.checked_add(length).filter(|end| *end <= segment.len())?;
+        Some(Self { sequence, crc, payload: start..end })
+    }
+
+    fn is_valid(&self, segment: &[u8], salt: u64) -> bool {
+        let payload = segment.get(self.payload.clone()).unwrap_or_default();
+        checksum(salt, self.sequence, payload) == self.crc
+    }
+}
+
+/// The frame at `offset`, if a whole and valid one is there.
+pub fn frame_at(segment: &Bytes, offset: usize, salt: u64) -> Option<Frame> {
+    let found = Candidate::at(segment, offset).filter(|found| found.is_valid(segment, salt))?;
+    let end = found.payload.end.next_multiple_of(ALIGN);
+    Some(Frame { sequence: found.sequence, payload: segment.slice(found.payload), end })
+}
+
+/// Whether a whole and valid frame may lie at or behind `offset`. A client can write values that are full of what begins
+/// a frame: when it would take too long to check them all, the answer is yes.
+pub fn may_follow(segment: &[u8], offset: usize, salt: u64) -> bool {
+    let mut budget = MOST_CHECKED.saturating_mul(segment.len());
+    for at in (offset.next_multiple_of(ALIGN)..segment.len()).step_by(ALIGN) {
+        let Some(found) = Candidate::at(segment, at) else { continue };
+        match budget.checked_sub(found.payload.len()) {
+            Some(left) => budget = left,
+            None => return true,
+        }
+        if found.is_valid(segment, salt) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The records of a payload, or none if it is malformed: its checksum was right, so it was written by another version.

@@ -338,4 +338,6 @@ fn create(
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

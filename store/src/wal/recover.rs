@@ -49,7 +49,7 @@ impl Recovered {
                 if entry.index <= self.before.0 {
                     return Ok(());
                 }
-                if entry.index > self.last_index() + 1 {
+                if entry.index - 1 > self.last_index() {
                     return Err("an entry is missing before it");
                 }
                 self.entries.truncate((entry.index - self.before.0 - 1) as usize);
@@ -155,7 +155,7 @@ fn read_segment(
     let rest = bytes.get(offset..).unwrap_or_default();
     let dirty = rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
     if dirty > 0 {
-        if !last || frame::next_frame(&bytes, offset, header.salt).is_some() {
+        if !last || frame::may_follow(&bytes, offset, header.salt) {
             return Err(corrupt(offset, "a frame is damaged and valid frames follow it"));
         }
         reading.recovered.torn = dirty as u64;

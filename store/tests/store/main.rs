@@ -9,5 +9,6 @@ mod harness;
 mod membership;
 mod operate;
 mod protocol;
+mod recovery;
 mod secure;
 mod watch;

@@ -69,7 +69,7 @@ impl Etcd {
 }
 
 /// Puts, overwrites, deletes, transactions of several changes, leases.
-async fn history(client: &Client) {
+pub async fn history(client: &Client) {
     let mut kv = client.kv.clone();
     for round in 0..5 {
         for key in 0..20 {
@@ -371,43 +371,6 @@ async fn verify_finds_what_is_wrong_and_changes_nothing() {
     std::fs::write(&segment, &bytes).unwrap();
     let (code, said) = verify();
     assert!(code == 1 && said.contains("write-ahead log is corrupt"), "{said}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_member_goes_on_alone() {
-    let mut members = harness::group(3).await;
-    let client = members[2].client();
-    history(&client).await;
-    let all = client.all("k").await.unwrap();
-    let id = client.status().await.unwrap().header.unwrap();
-    for member in &mut members {
-        member.kill();
-    }
-    let alone = &mut members[2];
-    alone.extra = vec!["--force-new-cluster".to_owned()];
-    for flags in ["--force-new-cluster", ""] {
-        alone.extra = [flags].iter().filter(|flag| !flag.is_empty()).map(|flag| (*flag).to_owned()).collect();
-        alone.start();
-        alone.ready().await;
-        let client = alone.client();
-        assert_eq!(client.all("k").await.unwrap(), all, "{flags}");
-        let listed = etcdctl(&[alone.client_port], &["member", "list"]);
-        assert_eq!(listed.lines().count(), 1, "{listed}");
-        let now = client.status().await.unwrap().header.unwrap();
-        assert_eq!((now.cluster_id, now.member_id), (id.cluster_id, id.member_id));
-        assert!(alone.stop().success());
-    }
-    alone.start();
-    alone.ready().await;
-    alone.client().put("after", "x").await.unwrap();
-    // The others still take it for one of theirs: they are told, and must not change it.
-    members[0].start();
-    members[1].start();
-    for old in &mut members[..2] {
-        old.ended();
-        assert!(old.log().contains("its data directory is of no use any more"));
-    }
-    assert_eq!(members[2].client().get("after").await.unwrap().unwrap(), b"x");
 }
 
 /// Bytes on the disk.

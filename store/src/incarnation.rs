@@ -1,0 +1,116 @@
+//! Which cluster a member belongs to, of those that `--force-new-cluster` made one out of another.
+//!
+//! All of them have one cluster id, for clients. What members say to each other carries that id mixed with the
+//! incarnation's, so that two never mix; and each knows those before it, so that a member that comes back can be told
+//! from a stranger. Pure: who is asked, and what becomes of the data, is [`crate::rejoin`]'s.
+
+use keelson_proto::etcd::etcdserverpb::Member;
+use keelson_proto::etcd::storepb::{Incarnation, Superseded};
+
+/// What members of an incarnation say as their cluster's id to each other.
+pub fn peer_cluster(cluster: u64, incarnation: u64) -> u64 {
+    // The first has none, so its members understand those of versions without incarnations.
+    cluster ^ incarnation
+}
+
+/// Where an incarnation ended in which one that came later began; none if it did not come out of that one.
+pub fn end_of(incarnation: &Incarnation, before: u64) -> Option<&Superseded> {
+    incarnation.past.iter().find(|past| past.id == before)
+}
+
+/// The next one, which a survivor begins with the log that it has; `others` are the members that it leaves behind.
+pub fn next(before: &Incarnation, end: (u64, u64), id: u64, others: &[u64]) -> Incarnation {
+    let mut next = before.clone();
+    next.past.push(Superseded { id: before.id, index: end.0, term: end.1 });
+    next.absent.extend(others);
+    next.id = id.max(1);
+    next
+}
+
+/// What a member that was asked says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answer {
+    pub cluster: u64,
+    pub incarnation: Incarnation,
+    pub leader: u64,
+    pub members: Vec<Member>,
+}
+
+/// What becomes of a member, as others see it.
+#[derive(Debug, PartialEq)]
+pub enum Verdict {
+    /// Nobody knows of a later incarnation.
+    Current,
+    /// There is a later one, but others of this one still have a leader, and so a majority.
+    Parted(Answer),
+    /// There is a later one, and this one is no more as far as anyone knows.
+    Superseded(Answer),
+    /// Two members were each made a new cluster of.
+    Contested,
+}
+
+/// Judges the answers of others about incarnation `own` of a cluster.
+pub fn judge(cluster: u64, own: u64, answers: &[Answer]) -> Verdict {
+    let answers = || answers.iter().filter(|answer| answer.cluster == cluster);
+    let later = || answers().filter(|answer| end_of(&answer.incarnation, own).is_some());
+    let Some(last) = later().max_by_key(|answer| answer.incarnation.past.len()) else {
+        return Verdict::Current;
+    };
+    let one_line = |other: &Answer| {
+        other.incarnation.id == last.incarnation.id
+            || end_of(&last.incarnation, other.incarnation.id).is_some()
+    };
+    if !later().all(one_line) {
+        return Verdict::Contested;
+    }
+    match answers().any(|answer| answer.incarnation.id == own && answer.leader != 0) {
+        true => Verdict::Parted(last.clone()),
+        false => Verdict::Superseded(last.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(line: &[u64], leader: u64) -> Answer {
+        let mut incarnation = Incarnation::default();
+        for id in &line[1..] {
+            incarnation = next(&incarnation, (10, 1), *id, &[]);
+        }
+        Answer { cluster: 5, incarnation, leader, members: Vec::new() }
+    }
+
+    fn check(answers: &[Answer], expected: &Verdict) {
+        assert_eq!(judge(5, 0, answers), *expected, "{answers:?}");
+    }
+
+    #[test]
+    fn verdicts() {
+        let (old, leading) = (answer(&[0], 0), answer(&[0], 2));
+        let (forced, again, other) = (answer(&[0, 7], 1), answer(&[0, 7, 8], 1), answer(&[0, 9], 3));
+        check(&[], &Verdict::Current);
+        check(&[old.clone(), leading.clone()], &Verdict::Current);
+        check(&[Answer { cluster: 6, ..forced.clone() }], &Verdict::Current);
+        check(&[old.clone(), forced.clone()], &Verdict::Superseded(forced.clone()));
+        check(&[again.clone(), forced.clone()], &Verdict::Superseded(again.clone()));
+        check(&[leading, forced.clone()], &Verdict::Parted(forced.clone()));
+        check(&[forced.clone(), other.clone()], &Verdict::Contested);
+        check(&[other, again.clone()], &Verdict::Contested);
+        assert_eq!(judge(5, 7, &[forced, old]), Verdict::Current, "they are of it, or behind it");
+        assert_eq!(judge(5, 8, &[again]), Verdict::Current);
+    }
+
+    #[test]
+    fn a_line_of_incarnations() {
+        let first = next(&Incarnation::default(), (10, 2), 7, &[2, 3]);
+        let second = next(&first, (20, 4), 8, &[4]);
+        assert_eq!(end_of(&second, 0), Some(&Superseded { id: 0, index: 10, term: 2 }));
+        assert_eq!(end_of(&second, 7), Some(&Superseded { id: 7, index: 20, term: 4 }));
+        assert_eq!(end_of(&second, 8), None);
+        assert_eq!(second.absent, [2, 3, 4]);
+        let clusters = [0, 7, 8].map(|incarnation| peer_cluster(5, incarnation));
+        assert_eq!(clusters[0], 5);
+        assert!(clusters[1] != clusters[0] && clusters[2] != clusters[1] && clusters[2] != clusters[0]);
+    }
+}

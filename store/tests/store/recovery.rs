@@ -1,0 +1,304 @@
+//! A quorum that is lost for good: one command makes a survivor a cluster of its own, and the others join it by
+//! themselves, whenever they are killed. Nobody gives up data on one peer's word, or against a majority that lives.
+
+use std::net::SocketAddr;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use keelson_proto::peer::peer_server::{Peer, PeerServer};
+use keelson_proto::peer::{
+    HashKvAnswer, HashKvQuery, LeaseAnswer, LeaseQuery, MembersRequest, MembersResponse, MembershipAnswer,
+    MembershipQuery, MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
+};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cluster::agree;
+use crate::harness::{self, Member, eventually};
+use crate::operate::{etcdctl, history};
+
+const FORCE: &str = "--force-new-cluster";
+
+/// Starts a member, which does not run, as the only one; afterwards it runs without the flag.
+async fn force(member: &mut Member) {
+    member.extra.push(FORCE.to_owned());
+    member.start();
+    member.ready().await;
+    assert!(member.stop().success());
+    member.extra.retain(|flag| flag != FORCE);
+    member.start();
+    member.ready().await;
+}
+
+/// Data that was set aside.
+fn aside(member: &Member) -> usize {
+    let found = harness::files(&member.data(), "");
+    found.iter().filter(|path| path.to_string_lossy().contains("/superseded-") && path.is_dir()).count()
+}
+
+async fn voters(member: &Member, count: usize) {
+    eventually(&format!("{count} members vote"), || async {
+        let listed = etcdctl(&[member.client_port], &["member", "list"]);
+        let voting = listed.lines().filter(|line| line.contains("started") && line.ends_with("false"));
+        (voting.count() == count).then_some(())
+    })
+    .await;
+}
+
+/// Whether it has joined, and has nothing more to do.
+async fn joined(member: &Member) {
+    member.ready().await;
+    eventually("its note is gone", || async { (!member.data().join("rejoining").exists()).then_some(()) })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_member_goes_on_alone() {
+    let mut members = harness::group(3).await;
+    let client = members[2].client();
+    history(&client).await;
+    let all = client.all("k").await.unwrap();
+    let id = client.status().await.unwrap().header.unwrap();
+    for member in &mut members {
+        member.kill();
+    }
+    let alone = &mut members[2];
+    for flags in [FORCE, FORCE, ""] {
+        alone.extra = [flags].iter().filter(|flag| !flag.is_empty()).map(|flag| (*flag).to_owned()).collect();
+        alone.start();
+        alone.ready().await;
+        let client = alone.client();
+        assert_eq!(client.all("k").await.unwrap(), all, "{flags}");
+        let listed = etcdctl(&[alone.client_port], &["member", "list"]);
+        assert_eq!(listed.lines().count(), 1, "{listed}");
+        let now = client.status().await.unwrap().header.unwrap();
+        assert_eq!((now.cluster_id, now.member_id), (id.cluster_id, id.member_id));
+        client.put("after", flags).await.unwrap();
+        assert!(alone.stop().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_join_by_themselves() {
+    let mut members = harness::group(3).await;
+    history(&members[0].client()).await;
+    agree(&members).await;
+    let all = members[0].client().all("k").await.unwrap();
+    for member in &mut members {
+        member.kill();
+    }
+    force(&mut members[0]).await;
+    members[0].client().put("after", "x").await.unwrap();
+    members[1].start();
+    members[2].start();
+    for member in &members[1..] {
+        joined(member).await;
+        assert_eq!(aside(member), 1, "its old data is kept");
+        assert_eq!(member.client().all("k").await.unwrap(), all);
+        assert_eq!(member.client().get("after").await.unwrap().unwrap(), b"x");
+    }
+    voters(&members[0], 3).await;
+    agree(&members).await;
+    // They are members like any other now: they make a quorum, and start as before.
+    members[0].kill();
+    eventually("they go on without the survivor", || async { members[1].client().put("b", "y").await.ok() })
+        .await;
+    members[1].kill();
+    members[0].start();
+    members[1].start();
+    for member in &members {
+        joined(member).await;
+    }
+    agree(&members).await;
+    assert_eq!(aside(&members[1]), 1, "that was once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_runs_all_the_time_joins_too() {
+    let mut members = harness::group(3).await;
+    members[0].client().put("a", "1").await.unwrap();
+    agree(&members).await;
+    members[2].kill();
+    members[0].kill();
+    force(&mut members[0]).await;
+    joined(&members[1]).await;
+    assert!(members[1].runs(), "it was never started again");
+    assert_eq!(aside(&members[1]), 1);
+    voters(&members[0], 2).await;
+    agree(&members[..2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_killed_while_it_joins_again() {
+    let mut members = harness::group(2).await;
+    members[0].client().put("k", vec![7; 100_000]).await.unwrap();
+    for (round, point) in [
+        "rejoin_before_note",
+        "rejoin_after_note",
+        "rejoin_after_rename",
+        "rejoin_after_add",
+        // Its new log's first segment; the survivor's snapshot; what it applies first.
+        "wal_before_rename",
+        "snapshot_before_rename",
+        "snapshot_after_rename",
+        "apply_before",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for member in &mut members {
+            member.kill();
+        }
+        force(&mut members[0]).await;
+        members[1].start_with(&format!("{point}=panic"));
+        let reached = format!("failpoint {point} panic");
+        eventually("it is reached", || async {
+            // Something to apply behind the snapshot, if there is a quorum.
+            let client = members[0].client();
+            let put = client.put("more", "x");
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(200), put).await;
+            members[1].log().contains(&reached).then_some(())
+        })
+        .await;
+        members[1].kill();
+        members[1].start();
+        joined(&members[1]).await;
+        voters(&members[0], 2).await;
+        agree(&members).await;
+        assert_eq!(members[1].client().get("k").await.unwrap().unwrap(), vec![7; 100_000], "{point}");
+        assert_eq!(aside(&members[1]), round + 1, "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_majority_that_lives_is_not_given_up() {
+    let mut members = harness::group(3).await;
+    members[0].client().put("a", "1").await.unwrap();
+    agree(&members).await;
+    // While the others have a leader there is nothing to force.
+    members[0].kill();
+    members[0].extra = vec![FORCE.to_owned()];
+    members[0].start();
+    assert!(!members[0].ended().success());
+    assert!(members[0].log().contains("have a leader, so a majority lives"), "{}", members[0].log());
+    // What it cannot see it cannot know.
+    members[1].kill();
+    members[2].kill();
+    members[0].extra.clear();
+    force(&mut members[0]).await;
+    members[0].client().put("fork", "one").await.unwrap();
+    members[0].kill();
+    members[1].start();
+    members[2].start();
+    members[1].ready().await;
+    members[1].client().put("fork", "other").await.unwrap();
+    members[0].start();
+    members[0].ready().await;
+    eventually("both sides say so", || async {
+        let said = |at: usize, what: &str| members[at].log().contains(what);
+        let majority = said(1, "two clusters serve clients") || said(2, "two clusters serve clients");
+        (majority && said(0, "two clusters serve clients")).then_some(())
+    })
+    .await;
+    assert_eq!(members[1].client().get("fork").await.unwrap().unwrap(), b"other", "they go on");
+    assert_eq!(members[0].client().get("fork").await.unwrap().unwrap(), b"one", "and do not mix");
+    // Started again, none of them gives up what was committed behind the survivor's back.
+    members[1].kill();
+    members[2].kill();
+    for member in &mut members[1..] {
+        member.start();
+        assert!(!member.ended().success());
+        assert!(member.log().contains("made of a member that had less"), "{}", member.log());
+        assert_eq!(aside(member), 0);
+        assert!(!member.data().join("rejoining").exists());
+    }
+    // The operator gives up what one of them has.
+    std::fs::rename(members[1].data().join("member"), members[1].data().join("kept")).unwrap();
+    members[1].start();
+    joined(&members[1]).await;
+    assert_eq!(members[1].client().get("fork").await.unwrap().unwrap(), b"one");
+    voters(&members[0], 2).await;
+}
+
+/// Listens in a member's place, and says the worst.
+struct Liar;
+
+fn superseded<T>() -> Result<Response<T>, Status> {
+    Err(Status::failed_precondition(
+        "the cluster of this member was superseded by one that --force-new-cluster made",
+    ))
+}
+
+#[tonic::async_trait]
+impl Peer for Liar {
+    async fn messages(
+        &self,
+        _: Request<Streaming<MessageBatch>>,
+    ) -> Result<Response<MessagesResponse>, Status> {
+        superseded()
+    }
+
+    async fn snapshot(
+        &self,
+        _: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<SnapshotResponse>, Status> {
+        superseded()
+    }
+
+    async fn lease_keep_alive(&self, _: Request<LeaseQuery>) -> Result<Response<LeaseAnswer>, Status> {
+        superseded()
+    }
+
+    async fn lease_time_to_live(&self, _: Request<LeaseQuery>) -> Result<Response<LeaseAnswer>, Status> {
+        superseded()
+    }
+
+    async fn hash_kv(&self, _: Request<HashKvQuery>) -> Result<Response<HashKvAnswer>, Status> {
+        superseded()
+    }
+
+    async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
+        Ok(Response::new(MembersResponse { cluster_id: 1, member_id: 2, ..MembersResponse::default() }))
+    }
+
+    async fn change_membership(
+        &self,
+        _: Request<MembershipQuery>,
+    ) -> Result<Response<MembershipAnswer>, Status> {
+        superseded()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_gives_up_data_on_a_peers_word() {
+    let mut members = harness::group(3).await;
+    members[1].client().put("a", "1").await.unwrap();
+    agree(&members).await;
+    members[0].kill();
+    let address: SocketAddr = format!("127.0.0.1:{}", members[0].peer_port).parse().unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
+    let liar = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = TowerToHyperService::new(PeerServer::new(Liar));
+            let builder = auto::Builder::new(TokioExecutor::new());
+            tokio::spawn(async move {
+                // Whoever called may end the connection as it likes.
+                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    eventually("the others go on", || async { members[1].client().put("a", "2").await.ok() }).await;
+    members[2].kill();
+    eventually("without a leader it asks around", || async {
+        members[1].log().contains("it begins anew, and asks around").then_some(())
+    })
+    .await;
+    assert!(members[1].runs());
+    members[2].start();
+    eventually("they go on", || async { members[1].client().put("b", "3").await.ok() }).await;
+    assert_eq!(members[1].client().get("a").await.unwrap().unwrap(), b"2");
+    assert_eq!((aside(&members[1]), aside(&members[2])), (0, 0));
+    liar.abort();
+}
