@@ -104,7 +104,7 @@ impl Adversary {
     /// Does its worst until `end`.
     pub async fn rage(&mut self, end: Instant) {
         self.over = false;
-        self.every = [400, 1000, 2000][self.random.index(3)];
+        self.every = [250, 500, 1000][self.random.index(3)];
         self.at(500, Due::Fault);
         self.run(end).await;
     }
@@ -114,7 +114,9 @@ impl Adversary {
             let next = self.calendar.keys().next().map_or(end, |(at, _)| *at);
             let look = Instant::now() + Duration::from_millis(20);
             sleep_until(next.min(look).min(end)).await;
-            while let Some(entry) = self.calendar.first_entry().filter(|entry| entry.key().0 <= Instant::now()) {
+            while let Some(entry) =
+                self.calendar.first_entry().filter(|entry| entry.key().0 <= Instant::now())
+            {
                 let due = entry.remove();
                 self.act(due);
             }
@@ -169,7 +171,8 @@ impl Adversary {
                 Some(point) if armed => self.shared.count_fault(&format!("ended at {point}")),
                 _ => {
                     let tail: Vec<&str> = tail.into_iter().rev().collect();
-                    self.shared.fail(format!("member {place} ended by itself, {status}:\n{}", tail.join("\n")));
+                    self.shared
+                        .fail(format!("member {place} ended by itself, {status}:\n{}", tail.join("\n")));
                     return;
                 }
             }

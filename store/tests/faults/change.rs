@@ -63,9 +63,7 @@ impl Change {
                 Some("learned that it was removed")
             }
             // Whoever it asked was cut off, or behind.
-            State::Joining(_)
-                if says("cannot fetch cluster info") || says("error validating peerURLs") =>
-            {
+            State::Joining(_) if says("cannot fetch cluster info") || says("error validating peerURLs") => {
                 Some("could not join yet")
             }
             _ => None,
@@ -126,12 +124,15 @@ fn peer_url(place: usize) -> String {
 }
 
 /// Asks every member but one in turn until something is answered that counts.
-async fn ask<T>(
-    shared: &Shared,
+async fn ask<T, F>(
+    shared: Arc<Shared>,
     but: usize,
     patience: Option<Duration>,
-    mut question: impl AsyncFnMut(Client) -> Result<Option<T>, Status>,
-) -> Option<T> {
+    question: impl Fn(Client) -> F,
+) -> Option<T>
+where
+    F: Future<Output = Result<Option<T>, Status>>,
+{
     let begun = Instant::now();
     let mut place = but;
     loop {
@@ -139,9 +140,8 @@ async fn ask<T>(
         if place == but {
             continue;
         }
-        if let Ok(Ok(Some(answer))) =
-            timeout(Duration::from_secs(8), question(shared.client(place))).await
-        {
+        let asked = timeout(Duration::from_secs(8), question(shared.client(place)));
+        if let Ok(Ok(Some(answer))) = asked.await {
             return Some(answer);
         }
         if patience.is_some_and(|patience| begun.elapsed() > patience) {
@@ -161,30 +161,26 @@ async fn find(client: &Client, place: usize) -> Result<Option<Listed>, Status> {
     Ok(list(client).await?.into_iter().find(|member| member.peer_urls.contains(&url)))
 }
 
+/// Whether it is no member any more.
 async fn remove(shared: Arc<Shared>, place: usize) -> bool {
-    let removed = ask(&shared, place, Some(REMOVAL), async |mut client| {
-        let Some(member) = find(&client, place).await? else { return Ok(Some(())) };
-        client.cluster.member_remove(MemberRemoveRequest { id: member.id }).await?;
+    let removed = ask(shared.clone(), place, Some(REMOVAL), |mut client| async move {
+        if let Some(member) = find(&client, place).await? {
+            client.cluster.member_remove(MemberRemoveRequest { id: member.id }).await?;
+        }
         Ok(Some(()))
     });
     if removed.await.is_some() {
         return true;
     }
-    // What was asked for last may have been done without an answer, or be done yet: the member has to be there for good
-    // before it is taken for one.
-    settle(&shared, place).await
-}
-
-/// Whether a member is gone after all that may be under way has been decided.
-async fn settle(shared: &Shared, place: usize) -> bool {
-    // The requests time out in the members before that.
+    // What was asked for last may be done yet: the members let requests time out before that.
     sleep(Duration::from_secs(12)).await;
-    let gone = ask(shared, place, None, async |client| Ok(Some(find(&client, place).await?.is_none())));
+    let gone =
+        ask(shared, place, None, |client| async move { Ok(Some(find(&client, place).await?.is_none())) });
     gone.await.unwrap_or(false)
 }
 
 async fn add(shared: Arc<Shared>, place: usize, name: String, is_learner: bool) -> String {
-    let members = ask(&shared, place, None, async |mut client| {
+    let members = ask(shared, place, None, |mut client| async move {
         let members = list(&client).await?;
         if members.iter().any(|member| member.peer_urls.contains(&peer_url(place))) {
             // Asked for before, without an answer.
@@ -201,12 +197,11 @@ async fn add(shared: Arc<Shared>, place: usize, name: String, is_learner: bool) 
     pairs.collect::<Vec<_>>().join(",")
 }
 
-/// Waits until it has caught up, and has a vote.
+/// Waits until it has caught up, has told its name, and has a vote.
 async fn promote(shared: Arc<Shared>, place: usize) {
-    let promoted = ask(&shared, place, None, async |mut client| {
+    let promoted = ask(shared, place, None, |mut client| async move {
         let Some(member) = find(&client, place).await? else { return Ok(None) };
         if !member.is_learner {
-            // It has told its name once it runs.
             return Ok((!member.name.is_empty()).then_some(()));
         }
         client.cluster.member_promote(MemberPromoteRequest { id: member.id }).await?;

@@ -89,7 +89,7 @@ impl Client {
             let call = self.call(request).await;
             let pause = match &call.outcome {
                 // Its member is probably down.
-                Outcome::Refused(_) | Outcome::Unknown => {
+                Outcome::Refused | Outcome::Unknown => {
                     self.member = self.random.index(self.connections.len());
                     20
                 }
@@ -137,7 +137,7 @@ impl Client {
                 Operation::DeleteRange(DeleteRangeRequest { key, range_end, prev_kv: self.random.one_in(2) })
             }
             350..500 => Operation::Txn(self.transaction()),
-            500..504 => {
+            500..512 => {
                 // Only what is in the ledger may be compacted, or nobody would know what it was.
                 let mut whole = self.shared.ledger.lock().unwrap();
                 let behind = if self.random.one_in(3) { 0 } else { self.random.below(200) as i64 };
@@ -145,7 +145,7 @@ impl Client {
                 whole.compacted = whole.compacted.max(revision);
                 Operation::Compaction(CompactionRequest { revision, physical: self.random.one_in(4) })
             }
-            504..530 => {
+            512..530 => {
                 let id = self.leases.last.fetch_add(1, Ordering::Relaxed) + 1;
                 let mut ids = self.leases.ids.lock().unwrap();
                 ids.push(id);
@@ -267,13 +267,13 @@ impl Client {
         match message.strip_prefix("etcdserver: ").unwrap_or(message) {
             "mvcc: required revision has been compacted" => match request {
                 Request::Range(_) => Outcome::ReadCompacted,
-                _ => Outcome::Refused(message.to_owned()),
+                _ => Outcome::Refused,
             },
             "mvcc: required revision is a future revision"
             | "requested lease not found"
             | "rpc not supported for learner"
             // Nobody was reached.
-            | "tcp connect error" => Outcome::Refused(message.to_owned()),
+            | "tcp connect error" => Outcome::Refused,
             "lease already exists" | "corrupt cluster" | "mvcc: database space exceeded" => {
                 self.shared.fail(format!("client {} was told {message} of {request:#?}", self.number));
                 Outcome::Unknown
@@ -314,7 +314,7 @@ impl Client {
         };
         let outcome = match outcome {
             Outcome::Unknown => "unknown",
-            Outcome::Refused(_) | Outcome::ReadCompacted => "refused",
+            Outcome::Refused | Outcome::ReadCompacted => "refused",
             _ => "ok",
         };
         *self.shared.counts.lock().unwrap().calls.entry((kind, outcome)).or_default() += 1;

@@ -91,8 +91,7 @@ fn faults() {
     };
     // This thread is in the members' network from here on, and so are those that it starts.
     let network = Network::new(MEMBERS);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).unwrap();
         let mut interrupt = signal(SignalKind::interrupt()).unwrap();
@@ -139,7 +138,8 @@ async fn run(seed: u64, seconds: u64, shared: Arc<Shared>, network: Network, dir
         .map(|number| Client::new(number, random.split(), shared.clone(), leases.clone()))
         .collect();
 
-    let (mut start, mut carried, mut totals) = (Start::default(), Vec::<Call>::new(), Totals::new(seed, seconds));
+    let (mut start, mut carried, mut totals) =
+        (Start::default(), Vec::<Call>::new(), Totals::new(seed, seconds));
     let mut left = Duration::from_secs(seconds);
     while !left.is_zero() {
         let rough = left.min(ROUND);
@@ -153,7 +153,8 @@ async fn run(seed: u64, seconds: u64, shared: Arc<Shared>, network: Network, dir
         let calm = async {
             // Clients go on for a while: the store has to serve them again.
             let written = shared.written();
-            eventually("something is written again", async || (shared.written() > written).then_some(())).await;
+            eventually("something is written again", async || (shared.written() > written).then_some(()))
+                .await;
             sleep(Duration::from_secs(2)).await;
             stop.store(true, Ordering::Relaxed);
             while let Some(done) = asking.join_next().await {
@@ -198,10 +199,7 @@ fn judge(shared: &Shared, records: &[Arc<Mutex<Record>>], start: &Start, history
 
 /// A lease that may be granted yet.
 fn is_open_grant(call: &Call) -> bool {
-    matches!(
-        (&call.request, &call.outcome),
-        (Request::Operation(Operation::LeaseGrant(_)), Outcome::Unknown)
-    )
+    matches!((&call.request, &call.outcome), (Request::Operation(Operation::LeaseGrant(_)), Outcome::Unknown))
 }
 
 /// Asks again and again until there is an answer; whoever waits for this gives up.
@@ -221,7 +219,8 @@ async fn level(shared: &Shared, connections: &[Connection], records: &[Arc<Mutex
     eventually("all leases have run out and all members are level", async || {
         let mut found = BTreeSet::new();
         for client in connections {
-            let leases = client.lease.clone().lease_leases(LeaseLeasesRequest {}).await.ok()?.into_inner().leases;
+            let leases =
+                client.lease.clone().lease_leases(LeaseLeasesRequest {}).await.ok()?.into_inner().leases;
             if !leases.is_empty() {
                 return None;
             }
@@ -233,7 +232,8 @@ async fn level(shared: &Shared, connections: &[Connection], records: &[Arc<Mutex
     })
     .await;
     for client in connections {
-        let alarms = client.maintenance.clone().alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
+        let alarms =
+            client.maintenance.clone().alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
         assert!(alarms.is_empty(), "{alarms:?}");
     }
 }
@@ -242,8 +242,12 @@ async fn level(shared: &Shared, connections: &[Connection], records: &[Arc<Mutex
 async fn holds(connections: &[Connection], expected: &Start) {
     for (member, client) in connections.iter().enumerate() {
         let everything = Bytes::from_static(b"\0");
-        let request =
-            RangeRequest { key: everything.clone(), range_end: everything, serializable: true, ..Default::default() };
+        let request = RangeRequest {
+            key: everything.clone(),
+            range_end: everything,
+            serializable: true,
+            ..Default::default()
+        };
         let found = client.range(request).await.unwrap();
         let revision = found.header.as_ref().unwrap().revision;
         assert_eq!(revision, expected.revision, "member {member}");

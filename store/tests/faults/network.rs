@@ -55,7 +55,8 @@ impl Network {
         ip("link add bridge type bridge forward_delay 0".split(' '));
         ip("addr add 10.77.0.254/24 dev bridge".split(' '));
         ip("link set bridge up".split(' '));
-        let network = Self { namespaces: (0..members).map(|_| namespace()).collect(), links: Links::default() };
+        let network =
+            Self { namespaces: (0..members).map(|_| namespace()).collect(), links: Links::default() };
         for member in 0..members {
             let path = network.path(member);
             ip(format!("link add member{member} type veth peer name eth0 netns {path}").split(' '));

@@ -106,7 +106,9 @@ impl Shared {
         let mut whole = self.ledger.lock().unwrap();
         if let Err(known) = whole.ledger.take(revision, changes.clone(), now) {
             drop(whole);
-            self.fail(format!("member {member} has another revision {revision}: {changes:#?}, not {known:#?}"));
+            self.fail(format!(
+                "member {member} has another revision {revision}: {changes:#?}, not {known:#?}"
+            ));
             return;
         }
         while whole.ledger.revisions.contains_key(&(whole.through + 1)) {

@@ -52,7 +52,10 @@ impl Totals {
         for (what, count) in &self.found {
             println!("{count:>9} {what}");
         }
-        println!("{:>9} events, by {} watch streams, {} of them told of a compaction", counts.events, counts.resumed, counts.compacted_away);
+        println!(
+            "{:>9} events, by {} watch streams, {} of them told of a compaction",
+            counts.events, counts.resumed, counts.compacted_away
+        );
         println!("{:>9} terms with a leader", counts.leaders.len());
         println!("longest time without an accepted write: {:.1} s", counts.longest as f64 / 1e9);
         println!("verdict: strictly serializable, watches whole, leases kept, all members level");

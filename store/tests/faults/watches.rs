@@ -205,7 +205,8 @@ impl Watcher {
         };
         let send = async |union| requests.send(WatchRequest { request_union: Some(union) }).await;
         let Ok(()) = send(RequestUnion::CreateRequest(request)).await else { return Ok(()) };
-        let opened = client.watch.clone().watch(ReceiverStream::new(receiver));
+        let mut service = client.watch.clone();
+        let opened = service.watch(ReceiverStream::new(receiver));
         let Ok(opened) = timeout(Duration::from_secs(3), opened).await else { return Ok(()) };
         let mut responses: Streaming<WatchResponse> = opened?.into_inner();
         // A tap stays; another watch moves on after a while.

@@ -145,8 +145,12 @@ pub fn check(
             verdict.revisions += 1;
             let before = at - 1;
             // The call that made it.
-            let mut makers: Vec<&&Call> =
-                told.get(&at).into_iter().flatten().filter(|call| makes(call, &versions, at, changes)).collect();
+            let mut makers: Vec<&&Call> = told
+                .get(&at)
+                .into_iter()
+                .flatten()
+                .filter(|call| makes(call, &versions, at, changes))
+                .collect();
             if makers.len() > 1 {
                 // A lease whose last keys went just before it was revoked.
                 makers.retain(|call| !matches!(call.request, Request::Operation(Operation::LeaseRevoke(_))));
@@ -194,7 +198,10 @@ pub fn check(
     }
     // A read of a member that was behind when this history began says nothing that can be checked.
     for (_, calls) in told.range(..start.revision) {
-        assert!(calls.iter().all(|call| is_serializable(call)), "the revision of another history: {calls:#?}");
+        assert!(
+            calls.iter().all(|call| is_serializable(call)),
+            "the revision of another history: {calls:#?}"
+        );
     }
     let wanted: Vec<Vec<usize>> = deletions.iter().map(|(_, could)| could.clone()).collect();
     let deleted = assign(&wanted).unwrap_or_else(|place| {
@@ -404,7 +411,9 @@ impl<'a> Leases<'a> {
             else {
                 continue;
             };
-            let Some(ends) = self.ends(*lease, call.begun, false).filter(|_| answer.ttl <= 0) else { continue };
+            let Some(ends) = self.ends(*lease, call.begun, false).filter(|_| answer.ttl <= 0) else {
+                continue;
+            };
             let revoked = self.0.get(lease).into_iter().flatten().any(|other| {
                 matches!(other.request, Request::Operation(Operation::LeaseRevoke(_))) && other.begun < ended
             });

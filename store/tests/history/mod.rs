@@ -28,8 +28,8 @@ pub enum Request {
 pub enum Outcome {
     /// No answer: it may have happened, or may happen yet.
     Unknown,
-    /// Why it did not happen, and never will.
-    Refused(String),
+    /// It did not happen, and never will.
+    Refused,
     /// The state machine's answer, and the revision behind it.
     Applied {
         revision: i64,
@@ -45,6 +45,7 @@ pub enum Outcome {
 
 #[derive(Debug, Clone)]
 pub struct Call {
+    #[allow(dead_code, reason = "it is printed with a call that is wrong")]
     pub client: usize,
     pub member: usize,
     /// The member's process that answered; none: it may have been one or another.

@@ -42,15 +42,14 @@ impl Versions {
 
     /// What is in a range, by key.
     pub fn range(&self, range: &KeyRange, revision: i64) -> Vec<&KeyValue> {
-        let of = |(key, versions)| {
-            let versions: &Vec<_> = versions;
-            if range.contains(key) { Self::version(versions, revision) } else { None }
-        };
-        self.keys.iter().filter_map(of).collect()
+        let of = self.keys.iter().filter(|(key, _)| range.contains(key));
+        of.filter_map(|(_, versions)| Self::version(versions, revision)).collect()
     }
 
     pub fn keys(&self, revision: i64) -> Keys {
-        let of = |(key, versions): (&Bytes, &Vec<_>)| Some((key.clone(), Self::version(versions, revision)?.clone()));
+        let of = |(key, versions): (&Bytes, &Vec<_>)| {
+            Some((key.clone(), Self::version(versions, revision)?.clone()))
+        };
         self.keys.iter().filter_map(of).collect()
     }
 }

@@ -278,7 +278,7 @@ impl Clients {
             }
             Err(MvccError::Compacted) => Outcome::ReadCompacted,
             // A member that is behind what this client has seen elsewhere.
-            Err(error @ MvccError::FutureRevision) => Outcome::Refused(error.to_string()),
+            Err(MvccError::FutureRevision) => Outcome::Refused,
             Err(error) => panic!("a read failed: {error:?}"),
         };
     }
