@@ -16,20 +16,20 @@ use crate::random::Random;
 use crate::shared::Shared;
 
 /// Small, so that segments end, snapshots are made and sent, and the log is cut all the time.
-const THRESHOLDS: &str = "wal_segment=return(262144);snapshot_at=return(600000);snapshot_every=return(300000);log_keep=return(65536);shrink_slack=return(200000)";
+const THRESHOLDS: &str = "wal_segment=return(131072);snapshot_at=return(400000);snapshot_every=return(200000);log_keep=return(65536);shrink_slack=return(100000)";
 
 /// Before and after every durable step, with how often it may be passed before the process ends there.
 const STEPS: [(&str, u64); 17] = [
-    ("wal_before_write", 400),
-    ("wal_before_sync", 400),
-    ("wal_after_sync", 400),
+    ("wal_before_write", 200),
+    ("wal_before_sync", 200),
+    ("wal_after_sync", 200),
     ("wal_before_cut", 6),
     ("wal_before_rename", 8),
-    ("apply_before", 800),
-    ("apply_after", 800),
-    ("tree_before_write", 100),
-    ("tree_after_write", 100),
-    ("compaction_before_write", 40),
+    ("apply_before", 400),
+    ("apply_after", 400),
+    ("tree_before_write", 40),
+    ("tree_after_write", 40),
+    ("compaction_before_write", 8),
     ("snapshot_before_file", 6),
     ("snapshot_before_rename", 6),
     ("snapshot_after_rename", 6),
@@ -104,7 +104,7 @@ impl Adversary {
     /// Does its worst until `end`.
     pub async fn rage(&mut self, end: Instant) {
         self.over = false;
-        self.every = [250, 500, 1000][self.random.index(3)];
+        self.every = [500, 1000, 2500][self.random.index(3)];
         self.at(500, Due::Fault);
         self.run(end).await;
     }
@@ -251,7 +251,7 @@ impl Adversary {
 
     /// The place of the member that leads, as far as is known.
     fn leader(&self) -> Option<usize> {
-        let counts = self.shared.counts.lock().unwrap();
+        let counts = self.shared.counts.lock();
         let (_, leader) = counts.leaders.last_key_value()?;
         Some(*leader)
     }
@@ -267,7 +267,7 @@ impl Adversary {
     fn kill(&mut self, place: usize) {
         if self.members[place].runs() {
             self.members[place].kill();
-            let delay = if self.random.one_in(3) { 0 } else { self.random.below(4000) };
+            let delay = if self.random.one_in(2) { 0 } else { self.random.below(2500) };
             self.at(delay, Due::Start(place));
         }
     }
@@ -294,7 +294,11 @@ impl Adversary {
             5 | 6 => {
                 self.shared.count_fault("paused");
                 self.members[place].pause();
-                let pause = self.random.between(50, 8000);
+                let pause = if self.random.one_in(2) {
+                    self.random.between(50, 1500)
+                } else {
+                    self.random.between(1500, 7000)
+                };
                 self.at(pause, Due::Resume(place));
             }
             7 => {
@@ -391,7 +395,7 @@ impl Adversary {
 
     fn set_network(&mut self, links: Links) {
         self.network.set(links);
-        let delay = self.random.between(300, 8000);
+        let delay = self.random.between(300, 5000);
         self.at(delay, Due::Network);
     }
 

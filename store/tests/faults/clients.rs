@@ -1,7 +1,7 @@
 //! Clients: each asks one thing after the other, of whichever member, and records what it was told.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use keelson_proto::etcd::mvccpb::KeyValue;
 use keelson_proto::etcd::storepb::command::Operation;
 use kube_store::apply::Response;
 use kube_store::node::LeaseAnswer;
+use parking_lot::Mutex;
 use tonic::Status;
 
 use crate::client::Client as Connection;
@@ -36,7 +37,7 @@ pub struct Leases {
 impl Leases {
     /// All have run out.
     pub fn forget(&self) {
-        self.ids.lock().unwrap().clear();
+        self.ids.lock().clear();
     }
 }
 
@@ -93,7 +94,7 @@ impl Client {
                     self.member = self.random.index(self.connections.len());
                     20
                 }
-                _ => self.random.below(30),
+                _ => self.random.below(15),
             };
             history.push(call);
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -113,7 +114,7 @@ impl Client {
     }
 
     fn some_lease(&mut self) -> Option<i64> {
-        let ids = self.leases.ids.lock().unwrap();
+        let ids = self.leases.ids.lock();
         if ids.is_empty() { None } else { Some(ids[self.random.index(ids.len())]) }
     }
 
@@ -128,9 +129,15 @@ impl Client {
 
     fn choose(&mut self) -> Request {
         let operation = match self.random.below(1000) {
-            0..300 => {
+            0..240 => {
                 let key = key(self.random.below(KEYS));
                 Operation::Put(self.put(key))
+            }
+            240..300 => {
+                // Where little else is written, so that it is the lease that deletes it.
+                let key = format!("l{:02}", self.random.below(KEYS)).into();
+                let lease = self.some_lease().unwrap_or(0);
+                Operation::Put(PutRequest { lease, ..self.put(key) })
             }
             300..350 => {
                 let (key, range_end) = self.some_range();
@@ -139,7 +146,7 @@ impl Client {
             350..500 => Operation::Txn(self.transaction()),
             500..512 => {
                 // Only what is in the ledger may be compacted, or nobody would know what it was.
-                let mut whole = self.shared.ledger.lock().unwrap();
+                let mut whole = self.shared.ledger.lock();
                 let behind = if self.random.one_in(3) { 0 } else { self.random.below(200) as i64 };
                 let revision = (whole.through - behind).max(1);
                 whole.compacted = whole.compacted.max(revision);
@@ -147,7 +154,7 @@ impl Client {
             }
             512..530 => {
                 let id = self.leases.last.fetch_add(1, Ordering::Relaxed) + 1;
-                let mut ids = self.leases.ids.lock().unwrap();
+                let mut ids = self.leases.ids.lock();
                 ids.push(id);
                 if ids.len() > LEASES {
                     ids.remove(0);
@@ -317,7 +324,7 @@ impl Client {
             Outcome::Refused | Outcome::ReadCompacted => "refused",
             _ => "ok",
         };
-        *self.shared.counts.lock().unwrap().calls.entry((kind, outcome)).or_default() += 1;
+        *self.shared.counts.lock().calls.entry((kind, outcome)).or_default() += 1;
     }
 }
 

@@ -25,13 +25,14 @@ mod watches;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use keelson_proto::etcd::etcdserverpb::{AlarmRequest, LeaseLeasesRequest, RangeRequest};
 use keelson_proto::etcd::storepb::command::Operation;
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -49,7 +50,7 @@ use summary::Totals;
 use watches::{Record, Watcher};
 
 const MEMBERS: usize = 3;
-const CLIENTS: usize = 16;
+const CLIENTS: usize = 32;
 const WATCHES: usize = 8;
 /// Load and faults, before everything gets well again and is checked.
 const ROUND: Duration = Duration::from_secs(30);
@@ -180,14 +181,15 @@ async fn run(seed: u64, seconds: u64, shared: Arc<Shared>, network: Network, dir
         holds(&connections, &start).await;
     }
     background.shutdown().await;
-    totals.print(&shared);
+    let logs: String = adversary.members.iter().map(Member::log).collect();
     verify(adversary.end());
+    totals.print(&shared, &logs);
 }
 
 /// Checks what happened, now that nobody asks for anything any more and every watch has seen everything.
 fn judge(shared: &Shared, records: &[Arc<Mutex<Record>>], start: &Start, history: &[Call]) -> Verdict {
-    let mut whole = shared.ledger.lock().unwrap();
-    let mut records: Vec<_> = records.iter().map(|record| record.lock().unwrap()).collect();
+    let mut whole = shared.ledger.lock();
+    let mut records: Vec<_> = records.iter().map(|record| record.lock()).collect();
     let watched: Vec<Watched<'_>> =
         records.iter().filter(|record| !record.is_tap()).map(|record| record.watched()).collect();
     let verdict = check(start, history, &whole.ledger, &watched, false);
@@ -227,8 +229,8 @@ async fn level(shared: &Shared, connections: &[Connection], records: &[Arc<Mutex
             found.insert(client.hash().await.ok()?);
         }
         let (revision, _) = found.first().copied().filter(|_| found.len() == 1)?;
-        let all_seen = records.iter().all(|record| record.lock().unwrap().next == revision + 1);
-        (all_seen && shared.ledger.lock().unwrap().through == revision).then_some(())
+        let all_seen = records.iter().all(|record| record.lock().next == revision + 1);
+        (all_seen && shared.ledger.lock().through == revision).then_some(())
     })
     .await;
     for client in connections {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tonic::transport::Endpoint;
 
@@ -86,14 +86,14 @@ impl Shared {
 
     /// Says what went wrong; the run ends with the first such thing.
     pub fn fail(&self, what: String) {
-        self.failure.lock().unwrap().get_or_insert(what);
+        self.failure.lock().get_or_insert(what);
         self.failed.notify_one();
     }
 
     /// Waits until something went wrong.
     pub async fn failed(&self) -> String {
         loop {
-            if let Some(failure) = self.failure.lock().unwrap().clone() {
+            if let Some(failure) = self.failure.lock().clone() {
                 return failure;
             }
             self.failed.notified().await;
@@ -103,7 +103,7 @@ impl Shared {
     /// What a watch of everything saw of a revision.
     pub fn saw(&self, revision: i64, changes: Vec<Changed>, member: usize) {
         let now = self.now();
-        let mut whole = self.ledger.lock().unwrap();
+        let mut whole = self.ledger.lock();
         if let Err(known) = whole.ledger.take(revision, changes.clone(), now) {
             drop(whole);
             self.fail(format!(
@@ -118,13 +118,13 @@ impl Shared {
 
     pub fn count_fault(&self, what: &str) {
         println!("{:>9.3} {what}", self.seconds());
-        *self.counts.lock().unwrap().faults.entry(what.to_owned()).or_default() += 1;
+        *self.counts.lock().faults.entry(what.to_owned()).or_default() += 1;
     }
 
     /// A write was accepted, or writing begins.
     pub fn accepted(&self) {
         let now = self.now();
-        let mut counts = self.counts.lock().unwrap();
+        let mut counts = self.counts.lock();
         counts.written += 1;
         let before = counts.accepted.replace(now).unwrap_or(now);
         counts.longest = counts.longest.max(now.saturating_sub(before));
@@ -132,7 +132,7 @@ impl Shared {
 
     /// Who leads in a term: never two.
     pub fn leads(&self, term: u64, member: usize) {
-        let leader = *self.counts.lock().unwrap().leaders.entry(term).or_insert(member);
+        let leader = *self.counts.lock().leaders.entry(term).or_insert(member);
         if leader != member {
             self.fail(format!("members {leader} and {member} lead in term {term}"));
         }
@@ -140,11 +140,11 @@ impl Shared {
 
     /// Writes that were accepted.
     pub fn written(&self) -> u64 {
-        self.counts.lock().unwrap().written
+        self.counts.lock().written
     }
 
     /// Nobody writes any more.
     pub fn quiet(&self) {
-        self.counts.lock().unwrap().accepted = None;
+        self.counts.lock().accepted = None;
     }
 }

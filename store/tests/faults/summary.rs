@@ -30,8 +30,9 @@ impl Totals {
         }
     }
 
-    pub fn print(&self, shared: &Shared) {
-        let counts = shared.counts.lock().unwrap();
+    /// `logs`: of all members.
+    pub fn print(&self, shared: &Shared, logs: &str) {
+        let counts = shared.counts.lock();
         println!("seed {}: {} s of load with faults in {} rounds", self.seed, self.seconds, self.rounds);
         println!("{:<20} {:>9} {:>9} {:>9}", "calls", "ok", "refused", "unknown");
         let mut kinds: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
@@ -56,6 +57,14 @@ impl Totals {
             "{:>9} events, by {} watch streams, {} of them told of a compaction",
             counts.events, counts.resumed, counts.compacted_away
         );
+        for what in [
+            "became leader",
+            "made a snapshot",
+            "installed a peer's snapshot",
+            "a smaller tree of values is in use",
+        ] {
+            println!("{:>9} times in a member's log: {what}", logs.matches(&format!("\"{what}\"")).count());
+        }
         println!("{:>9} terms with a leader", counts.leaders.len());
         println!("longest time without an accepted write: {:.1} s", counts.longest as f64 / 1e9);
         println!("verdict: strictly serializable, watches whole, leases kept, all members level");

@@ -4,7 +4,7 @@
 //! makes the ledger, and no two may see a revision differently. The others see parts, move between members, and do not
 //! always listen.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use keelson_proto::etcd::etcdserverpb::{
 };
 use keelson_proto::etcd::mvccpb::event::EventType;
 use kube_store::mvcc::KeyRange;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
@@ -183,7 +184,7 @@ impl Watcher {
     pub async fn run(mut self) {
         let clients: Vec<Client> =
             (0..self.shared.members()).map(|member| self.shared.client(member)).collect();
-        let tap = self.record.lock().unwrap().tap;
+        let tap = self.record.lock().tap;
         loop {
             let member = tap.unwrap_or_else(|| self.random.index(clients.len()));
             // Whatever ended it: it resumes.
@@ -193,13 +194,13 @@ impl Watcher {
     }
 
     async fn watch(&mut self, client: &Client, tap: Option<usize>) -> Result<(), Status> {
-        self.shared.counts.lock().unwrap().resumed += 1;
+        self.shared.counts.lock().resumed += 1;
         let (requests, receiver) = mpsc::channel(8);
         let request = {
-            let mut record = self.record.lock().unwrap();
+            let mut record = self.record.lock();
             if tap.is_some() && self.random.one_in(2) {
                 // From as far back as there may be something.
-                record.next = self.shared.ledger.lock().unwrap().compacted.max(1);
+                record.next = self.shared.ledger.lock().compacted.max(1);
             }
             record.request()
         };
@@ -237,9 +238,9 @@ impl Watcher {
     }
 
     fn take(&mut self, response: WatchResponse, tap: Option<usize>) -> bool {
-        let mut record = self.record.lock().unwrap();
+        let mut record = self.record.lock();
         {
-            let mut counts = self.shared.counts.lock().unwrap();
+            let mut counts = self.shared.counts.lock();
             counts.events += response.events.len() as u64;
             counts.compacted_away += u64::from(response.compact_revision > 0);
         }

@@ -3,6 +3,8 @@
 pub mod check;
 mod matching;
 mod model;
+#[cfg(test)]
+mod tests;
 mod versions;
 
 use std::collections::BTreeMap;

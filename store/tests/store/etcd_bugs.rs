@@ -41,8 +41,8 @@ async fn an_entry_is_applied_once_wherever_the_process_ends() {
             .enumerate()
     {
         members[0].kill();
+        // Perhaps while it still starts, and has to apply again what is in its log.
         members[0].start_with(&format!("{point}=20*off->panic"));
-        members[0].ready().await;
         let load = Load::start(&clients, 6, round, 100);
         assert!(!members[0].ended().success(), "{point}");
         members[0].start();
