@@ -156,10 +156,9 @@ impl Adversary {
         for place in 0..self.members.len() {
             let armed = self.members[place].armed;
             let Some(status) = self.members[place].ended() else { continue };
-            let log = self.members[place].log();
-            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            let tail = self.members[place].last_words();
             let change = self.change.as_ref().filter(|change| change.place == place);
-            let explained = change.and_then(|change| change.explains(&tail[..tail.len().min(5)]));
+            let explained = change.and_then(|change| change.explains(&tail));
             if let Some(explained) = explained {
                 self.shared.count_fault(explained);
                 if change.is_some_and(Change::may_run) {
@@ -170,7 +169,7 @@ impl Adversary {
             match tail.iter().find_map(|line| line.split("failpoint ").nth(1)?.split(" panic").next()) {
                 Some(point) if armed => self.shared.count_fault(&format!("ended at {point}")),
                 _ => {
-                    let tail: Vec<&str> = tail.into_iter().rev().collect();
+                    let tail: Vec<String> = tail.into_iter().rev().collect();
                     self.shared
                         .fail(format!("member {place} ended by itself, {status}:\n{}", tail.join("\n")));
                     return;

@@ -56,7 +56,7 @@ impl Change {
     }
 
     /// Whether its process ends by itself for good reason, as its log has it.
-    pub fn explains(&self, log: &[&str]) -> Option<&'static str> {
+    pub fn explains(&self, log: &[String]) -> Option<&'static str> {
         let says = |what: &str| log.iter().any(|line| line.contains(what));
         match self.state {
             State::Removing(_) | State::Leaving(_) if says("permanently removed from the cluster") => {

@@ -18,6 +18,8 @@ pub struct Member {
     /// `--initial-cluster`.
     pub cluster: String,
     directory: PathBuf,
+    /// Where the log of its last process begins.
+    log_begins: usize,
     child: Option<Child>,
     paused: bool,
     /// A failpoint of its process may end it.
@@ -39,6 +41,7 @@ impl Member {
             generation: 0,
             cluster: String::new(),
             directory: directory.join(format!("member{place}")),
+            log_begins: 0,
             child: None,
             paused: false,
             armed: false,
@@ -54,18 +57,27 @@ impl Member {
         self.directory.join("data")
     }
 
-    pub fn log_path(&self) -> PathBuf {
+    fn log_path(&self) -> PathBuf {
         self.directory.join("log")
     }
 
+    /// Of all its processes.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The last lines of its last process, the newest first.
+    pub fn last_words(&self) -> Vec<String> {
+        let log = std::fs::read(self.log_path()).unwrap();
+        let last = String::from_utf8_lossy(&log[self.log_begins..]);
+        last.lines().rev().take(40).map(str::to_owned).collect()
     }
 
     pub fn start(&mut self, network: &Network, failpoints: &str) {
         assert!(self.child.is_none(), "it runs already");
         std::fs::create_dir_all(&self.directory).unwrap();
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        self.log_begins = log.metadata().unwrap().len() as usize;
         let url = |port| format!("http://{}:{port}", network.address(self.place));
         let mut command = network.command(self.place, env!("CARGO_BIN_EXE_kube-store"));
         command
