@@ -13,7 +13,7 @@ export KEELSON_ROOT
 DAEMONS := kube-store kube-apiserver kube-scheduler kube-controller-manager kubelet kube-proxy \
            keelson-dns keelson-network keelson-local kubeadm
 
-.PHONY: help up down demo-image build packages test-packages check fmt clippy unit e2e test bench fix
+.PHONY: help up down demo-image build packages test-packages check fmt clippy unit e2e test soak-store bench fix
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,13 @@ e2e: test-packages ## End-to-end tests against real daemons and containers
 	e2e/run
 
 test: test-packages check unit e2e ## Everything that CI runs
+
+# A variable of make, not of the shell: bash counts its own SECONDS.
+SECONDS ?= 600
+soak-store: ## The store's real processes under load and faults (SECONDS=600 SEED=n)
+	cargo build -p kube-store --tests
+	FAULTS_SECONDS=$(SECONDS) $(if $(SEED),FAULTS_SEED=$(SEED)) \
+	   cargo test -p kube-store --test faults -- --exact faults --nocapture
 
 bench: packages build ## Measure against the peers on this machine (ARGS="store --requests 500" for a part)
 	@e2e/bench.sh $(ARGS)

@@ -25,15 +25,20 @@ impl Server {
         answer.await.unwrap_or(Err(Refused::Stopped))
     }
 
-    /// Asks whoever leads; should it just have changed, once more.
+    /// Asks whoever leads; should it just have changed, once more. One that is gone may be long in not answering, and
+    /// leases run out meanwhile: it is waited for no longer than it leads.
     async fn ask_leader(&self, lease: i64, keep_alive: bool) -> Result<LeaseAnswer, Status> {
         let mut answer = Err(status::no_leader());
+        let mut leaders = self.shared.watch_leader();
         for _ in 0..2 {
-            let leader = self.shared.leader();
+            let leader = *leaders.borrow_and_update();
             answer = match leader {
                 0 => Err(status::no_leader()),
                 _ if leader == self.member => self.ask_lease(lease, keep_alive).await.map_err(error::refused),
-                _ => self.peers.ask_lease(leader, lease, keep_alive).await,
+                _ => tokio::select! {
+                    answer = self.peers.ask_lease(leader, lease, keep_alive) => answer,
+                    Ok(_) = leaders.wait_for(|now| *now != leader && *now != 0) => Err(status::no_leader()),
+                },
             };
             if answer.is_ok() {
                 break;

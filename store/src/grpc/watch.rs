@@ -299,11 +299,17 @@ impl Session {
                     (watcher.synced, watcher.next) = (false, from);
                 }
                 Item::Progress { watch, revision } => {
+                    // A watch may have fallen behind after it was thought to be synced: then it lacks what the mark
+                    // would promise. Whoever asked is told once all have caught up.
                     let watch_id = match watch {
-                        None => NO_WATCH,
+                        None if self.watches.values().all(|watcher| watcher.synced) => NO_WATCH,
+                        None => {
+                            self.progress_wanted = true;
+                            continue;
+                        }
                         Some(serial) => match self.serials.get(&serial) {
-                            Some(id) => *id,
-                            None => continue,
+                            Some(id) if self.watches.get(id).is_some_and(|watcher| watcher.synced) => *id,
+                            _ => continue,
                         },
                     };
                     let header = self.server.header(revision);

@@ -5,14 +5,14 @@ use keelson_proto::etcd::etcdserverpb::compare::{CompareResult, CompareTarget, T
 use keelson_proto::etcd::etcdserverpb::request_op::Request as Op;
 use keelson_proto::etcd::etcdserverpb::{
     CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RangeResponse, RequestOp, TxnRequest,
+    RangeRequest, RequestOp, TxnRequest,
 };
 use keelson_proto::etcd::storepb::command::Operation;
-use kube_store::apply::Response;
 use kube_store::mvcc::MvccError;
 use kube_store::node::{Answer, Event, LeaseAnswer, Refused};
 use tokio::sync::oneshot;
 
+use crate::history::{Call, Outcome, Request};
 use crate::random::Random;
 use crate::world::{MILLISECOND, Members, state};
 
@@ -20,41 +20,6 @@ const CLIENTS: usize = 6;
 const KEYS: u64 = 8;
 /// Puts may be of a lease of this many.
 const LEASES: u64 = 4;
-
-#[derive(Debug, Clone)]
-pub enum Request {
-    Operation(Operation),
-    Range(RangeRequest),
-    KeepAlive(i64),
-}
-
-#[derive(Debug, Clone)]
-pub enum Outcome {
-    /// No answer: it may have happened, or may happen yet.
-    Unknown,
-    /// The state machine's answer, and the revision behind it.
-    Applied {
-        revision: i64,
-        result: Result<Response, String>,
-    },
-    Read {
-        revision: i64,
-        response: RangeResponse,
-    },
-    ReadCompacted,
-    KeptAlive(LeaseAnswer),
-}
-
-#[derive(Debug, Clone)]
-pub struct Call {
-    pub client: usize,
-    pub member: usize,
-    pub begun: u64,
-    /// When it was answered.
-    pub ended: Option<u64>,
-    pub request: Request,
-    pub outcome: Outcome,
-}
 
 enum Waiting {
     Answer(oneshot::Receiver<Answer>),
@@ -269,6 +234,7 @@ impl Clients {
         let mut call = Call {
             client,
             member,
+            life: Some(at.life),
             begun: now,
             ended: None,
             request: request.clone(),
@@ -312,7 +278,7 @@ impl Clients {
             }
             Err(MvccError::Compacted) => Outcome::ReadCompacted,
             // A member that is behind what this client has seen elsewhere.
-            Err(MvccError::FutureRevision) => Outcome::Unknown,
+            Err(MvccError::FutureRevision) => Outcome::Refused,
             Err(error) => panic!("a read failed: {error:?}"),
         };
     }

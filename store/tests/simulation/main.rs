@@ -5,11 +5,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod check;
 mod clients;
 mod crash;
 mod disk;
 mod faults;
+#[path = "../history/mod.rs"]
+mod history;
 mod member;
 mod random;
 mod watches;
@@ -18,7 +19,8 @@ mod world;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use check::Verdict;
+use history::check::{Start, Verdict, check};
+use history::{Outcome, Watched};
 use world::{SECOND, World};
 
 /// Seeds of a run that fits CI.
@@ -39,7 +41,7 @@ fn run(seed: u64) -> (World, Verdict) {
     world.run((2 + ROUGH + AFTER) * SECOND);
     let healed = &world.clients.history[begun..];
     assert!(
-        healed.iter().any(|call| matches!(call.outcome, clients::Outcome::Applied { .. })),
+        healed.iter().any(|call| matches!(call.outcome, Outcome::Applied { .. })),
         "nothing was written in the {AFTER} seconds after all faults were over"
     );
     world.clients.quiet = true;
@@ -50,18 +52,21 @@ fn run(seed: u64) -> (World, Verdict) {
         world.run(next);
     }
     world.watches.finish(&world.members);
-    let verdict = check::check(
+    let watches: Vec<Watched<'_>> =
+        world.watches.watches.iter().filter(|watch| !watch.is_tap()).map(|watch| watch.watched()).collect();
+    let verdict = check(
+        &Start::default(),
         &world.clients.history,
         &world.watches.ledger,
-        &world.watches.watches,
+        &watches,
         world.clients.clock_jumped,
     );
     let mut found = Vec::new();
     for member in &world.members {
         let state = &member.process.as_ref().expect("all members run").state;
         let keys: BTreeMap<_, _> = all(state);
-        assert_eq!(keys, verdict.keys, "member {} has another state than the model", member.id);
-        assert_eq!(state.store.revision(), verdict.revision);
+        assert_eq!(keys, verdict.end.keys, "member {} has another state than the model", member.id);
+        assert_eq!(state.store.revision(), verdict.end.revision);
         let leases: Vec<(i64, i64)> = state.leases.read().iter().collect();
         found.push((state.store.hash(0).unwrap(), leases));
     }
@@ -115,6 +120,7 @@ fn seeds() {
                 add("revisions", verdict.revisions);
                 add("acknowledged writes", verdict.acknowledged);
                 add("unknown writes that happened", verdict.unknown_applied);
+                add("unknown writes that did not", verdict.open.len());
                 add("leases that ran out", verdict.expired);
                 add("calls", world.clients.history.len());
                 add("steps", world.steps as usize);

@@ -4,38 +4,18 @@
 //! the ledger, and no tap may ever see a revision differently from another one. Other watches see parts, and move from
 //! member to member, resuming where they were.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use keelson_proto::etcd::mvccpb::KeyValue;
 use kube_store::apply::State;
 use kube_store::mvcc::{KeyRange, MvccError, RangeEnd};
 use kube_store::watch::{Change, Item, Stream, history};
 
+use crate::history::{Changed, Ledger, Seen, Watched};
 use crate::random::Random;
 use crate::world::{Members, state};
 
 const WATCHES: usize = 4;
-
-/// One change of a revision: the new version, or the key alone if it was deleted.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Changed {
-    pub kv: KeyValue,
-    pub deleted: bool,
-}
-
-/// An event as a watch got it.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    pub changed: Changed,
-    pub previous: Option<KeyValue>,
-}
-
-#[derive(Default)]
-pub struct Ledger {
-    pub revisions: BTreeMap<i64, (u64, Vec<Changed>)>,
-}
 
 struct Live {
     member: usize,
@@ -168,14 +148,8 @@ impl Watches {
     fn ledger_takes(&mut self, tap: usize, now: u64) {
         for (revision, seen) in self.watches[tap].seen.drain(..) {
             let changes: Vec<Changed> = seen.into_iter().map(|seen| seen.changed).collect();
-            match self.ledger.revisions.get(&revision) {
-                Some((_, known)) => assert_eq!(
-                    known, &changes,
-                    "member {tap} has another revision {revision} than what was applied before"
-                ),
-                None => {
-                    self.ledger.revisions.insert(revision, (now, changes));
-                }
+            if let Err(known) = self.ledger.take(revision, changes.clone(), now) {
+                panic!("member {tap} has another revision {revision}: {changes:#?}, not {known:#?}");
             }
         }
     }
@@ -250,8 +224,16 @@ impl Watch {
         self.live = Some(live);
     }
 
-    pub fn wants_previous(&self) -> bool {
-        self.previous
+    pub fn watched(&self) -> Watched<'_> {
+        Watched {
+            range: &self.range,
+            previous: self.previous,
+            no_put: false,
+            no_delete: false,
+            next: self.next,
+            seen: &self.seen,
+            gaps: &self.gaps,
+        }
     }
 
     pub fn is_tap(&self) -> bool {

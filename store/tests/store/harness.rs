@@ -7,17 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use keelson_proto::etcd::etcdserverpb::cluster_client::ClusterClient;
-use keelson_proto::etcd::etcdserverpb::kv_client::KvClient;
-use keelson_proto::etcd::etcdserverpb::lease_client::LeaseClient;
-use keelson_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
-use keelson_proto::etcd::etcdserverpb::watch_client::WatchClient;
-use keelson_proto::etcd::etcdserverpb::{
-    HashKvRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
-};
+use keelson_proto::etcd::etcdserverpb::{PutRequest, PutResponse, RangeRequest};
 use tempfile::TempDir;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
+
+pub use crate::client::Client;
 
 /// Nothing here takes that long, unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -289,40 +284,11 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
     }
 }
 
-#[derive(Clone)]
-pub struct Client {
-    pub kv: KvClient<Channel>,
-    pub watch: WatchClient<Channel>,
-    pub lease: LeaseClient<Channel>,
-    pub cluster: ClusterClient<Channel>,
-    pub maintenance: MaintenanceClient<Channel>,
-}
-
 impl Client {
-    pub fn new(channel: Channel) -> Self {
-        Self {
-            kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
-            watch: WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
-            lease: LeaseClient::new(channel.clone()),
-            cluster: ClusterClient::new(channel.clone()),
-            maintenance: MaintenanceClient::new(channel),
-        }
-    }
-
     pub async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<PutResponse, Status> {
         let value: Vec<u8> = value.into();
         let request = PutRequest { key: key.to_owned().into(), value: value.into(), ..PutRequest::default() };
         Ok(self.kv.clone().put(request).await?.into_inner())
-    }
-
-    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Status> {
-        let request = RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() };
-        let response = self.kv.clone().range(request).await?.into_inner();
-        Ok(response.kvs.into_iter().next().map(|kv| kv.value.to_vec()))
-    }
-
-    pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
-        Ok(self.kv.clone().range(request).await?.into_inner())
     }
 
     /// All keys with a prefix.
@@ -336,15 +302,5 @@ impl Client {
             (String::from_utf8(kv.key.to_vec()).unwrap(), kv.value.to_vec())
         };
         Ok(response.kvs.into_iter().map(pair).collect())
-    }
-
-    pub async fn status(&self) -> Result<StatusResponse, Status> {
-        Ok(self.maintenance.clone().status(StatusRequest {}).await?.into_inner())
-    }
-
-    /// A checksum of the whole state with the revision that it stands at.
-    pub async fn hash(&self) -> Result<(i64, u32), Status> {
-        let response = self.maintenance.clone().hash_kv(HashKvRequest::default()).await?.into_inner();
-        Ok((response.header.unwrap().revision, response.hash))
     }
 }

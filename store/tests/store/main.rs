@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod client;
 mod cluster;
 mod durability;
+mod etcd_bugs;
 mod full_disk;
 mod harness;
 mod membership;

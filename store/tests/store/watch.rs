@@ -18,36 +18,36 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::harness::{self, Client, PATIENCE};
 
-struct Stream {
+pub struct Stream {
     requests: mpsc::Sender<WatchRequest>,
     responses: tonic::Streaming<WatchResponse>,
 }
 
 impl Stream {
-    async fn open(client: &Client) -> Self {
+    pub async fn open(client: &Client) -> Self {
         let (requests, receiver) = mpsc::channel(8);
         let mut watch = client.watch.clone();
         let responses = watch.watch(ReceiverStream::new(receiver)).await.unwrap().into_inner();
         Self { requests, responses }
     }
 
-    async fn send(&self, request: RequestUnion) {
+    pub async fn send(&self, request: RequestUnion) {
         self.requests.send(WatchRequest { request_union: Some(request) }).await.unwrap();
     }
 
-    async fn create(&mut self, request: WatchCreateRequest) -> WatchResponse {
+    pub async fn create(&mut self, request: WatchCreateRequest) -> WatchResponse {
         self.send(RequestUnion::CreateRequest(request)).await;
         let created = self.next().await;
         assert!(created.created);
         created
     }
 
-    async fn next(&mut self) -> WatchResponse {
+    pub async fn next(&mut self) -> WatchResponse {
         let response = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("no response");
         response.unwrap().expect("the stream ended")
     }
 
-    async fn events(&mut self, count: usize) -> Vec<Event> {
+    pub async fn events(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
         while events.len() < count {
             let response = self.next().await;
@@ -62,13 +62,13 @@ impl Stream {
     }
 }
 
-fn prefix(key: &'static str) -> WatchCreateRequest {
+pub fn prefix(key: &'static str) -> WatchCreateRequest {
     let mut end = key.as_bytes().to_vec();
     *end.last_mut().unwrap() += 1;
     WatchCreateRequest { key: key.into(), range_end: end.into(), ..WatchCreateRequest::default() }
 }
 
-fn show(event: &Event) -> String {
+pub fn show(event: &Event) -> String {
     let kv = event.kv.as_ref().unwrap();
     let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
     let kind = if event.r#type() == EventType::Put { "put" } else { "delete" };
@@ -76,7 +76,7 @@ fn show(event: &Event) -> String {
     format!("{} {kind} {}={}{previous}", kv.mod_revision, text(&kv.key), text(&kv.value))
 }
 
-async fn delete(client: &Client, key: &'static str) {
+pub async fn delete(client: &Client, key: &'static str) {
     let request = DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() };
     client.kv.clone().delete_range(request).await.unwrap();
 }
