@@ -46,9 +46,8 @@ impl<I: Deref<Target = Index>> View<I> {
         }
     }
 
-    /// The revision that a request for `requested` reads at.
-    pub(super) fn resolve(&self, requested: i64) -> Result<i64, MvccError> {
-        resolve(&self.index, self.index.revision, requested)
+    pub(super) fn index(&self) -> &Index {
+        &self.index
     }
 
     /// # Errors

@@ -4,10 +4,14 @@
 
 mod cluster;
 mod durability;
+mod etcd;
+mod etcdctl;
 mod full_disk;
 mod harness;
 mod membership;
 mod operate;
+mod peer;
 mod protocol;
 mod secure;
+mod services;
 mod watch;
