@@ -1,8 +1,8 @@
 //! The services Lock and Election: queues of keys below a prefix, in the order of their creation, each as long-lived as
 //! its lease. Who is first holds the lock, or leads. Built on KV, Lease and the hub as any client could build them.
 //!
-//! A client that goes away while it waits leaves the queue. As in etcd, errors of these services that are not those of
-//! the services below have the code Unknown.
+//! A client that goes away while it waits leaves the queue. As in etcd, all errors have the code Unknown, those of the
+//! services below included.
 
 use std::sync::Arc;
 
@@ -63,6 +63,11 @@ fn put(key: Bytes, value: Bytes, lease: i64) -> RequestOp {
 
 fn get(key: Bytes) -> RangeRequest {
     RangeRequest { key, ..RangeRequest::default() }
+}
+
+/// An error of a service below.
+fn relayed(error: Status) -> Status {
+    Status::unknown(error.message())
 }
 
 /// Wakes on changes below a prefix.
@@ -133,11 +138,11 @@ impl Drop for Candidate {
 
 impl Server {
     async fn run(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
-        Ok(Kv::txn(self, Request::new(request)).await?.into_inner())
+        Ok(Kv::txn(self, Request::new(request)).await.map_err(relayed)?.into_inner())
     }
 
     async fn read(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
-        Ok(Kv::range(self, Request::new(request)).await?.into_inner())
+        Ok(Kv::range(self, Request::new(request)).await.map_err(relayed)?.into_inner())
     }
 
     /// Deletes a key of a queue, if it is still the one.
@@ -168,7 +173,7 @@ impl Service {
     async fn enter(&self, name: &[u8], lease: i64, value: Bytes) -> Result<Candidate, Status> {
         let lease = if lease == 0 {
             let request = LeaseGrantRequest { ttl: TTL, id: 0 };
-            self.lease_grant(Request::new(request)).await?.into_inner().id
+            self.lease_grant(Request::new(request)).await.map_err(relayed)?.into_inner().id
         } else {
             lease
         };
@@ -245,7 +250,7 @@ impl Lock for Service {
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
         let delete = DeleteRangeRequest { key: request.into_inner().key, ..DeleteRangeRequest::default() };
-        let header = self.delete_range(Request::new(delete)).await?.into_inner().header;
+        let header = self.delete_range(Request::new(delete)).await.map_err(relayed)?.into_inner().header;
         Ok(Response::new(UnlockResponse { header }))
     }
 }

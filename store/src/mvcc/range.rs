@@ -149,7 +149,8 @@ struct Selection {
 
 impl Selection {
     fn new(request: &RangeRequest) -> Self {
-        let whole = is_sorted(request) || is_filtered(request);
+        // As in etcd: without an order but by another target, what is sorted is what the limit left.
+        let whole = request.sort_order() != SortOrder::None || is_filtered(request);
         let keep = match usize::try_from(request.limit) {
             _ if request.count_only => 0,
             // One more than asked for tells whether there is more.

@@ -1,7 +1,8 @@
 //! Debian's etcdctl against three members: what it prints has to be what it prints against three members of etcd.
 //!
 //! In expected output `<m0>` is the first member's id, `<M0>` the same in decimal, `<cluster>` and `<CLUSTER>` likewise the
-//! cluster's, `<client0>` and `<peer0>` the first member's URLs, and `<*>` anything within a line. Runs of spaces and dashes,
+//! cluster's, `<name0>`, `<client0>` and `<peer0>` the first
+//! member's name and URLs, and `<*>` anything within a line. Runs of spaces and dashes,
 //! which align tables, count as one.
 
 use std::io::Write;
@@ -14,6 +15,10 @@ use crate::harness::{self, Member};
 
 /// What a command line is given on its standard input, and what it prints.
 type Case = (&'static str, &'static str, &'static str);
+
+/// What kube-store has not.
+const NO_USERS: &str = "Error: rpc error: code = Unimplemented desc = etcdserver: users and roles are not supported by \
+                        kube-store\n";
 
 const KV: &[Case] = &[
     ("put k/a 1", "", "OK\n"),
@@ -80,8 +85,8 @@ const TXN: &[Case] = &[
     (
         "txn -w json",
         "ver(\"k/a\") = \"0\"\n\nput k/a 2 --prev-kv\n\n\n",
-        "{\"header\":{\"cluster_id\":<CLUSTER>,\"member_id\":<M0>,\"revision\":13,\"raft_term\":<*>},\"succeeded\":true,\
-         \"responses\":[{\"Response\":{\"response_put\":{\"header\":{\"revision\":13}}}}]}\n",
+        "{\"header\":{\"cluster_id\":<CLUSTER>,\"member_id\":<M0>,\"revision\":14,\"raft_term\":<*>},\"succeeded\":true,\
+         \"responses\":[{\"Response\":{\"ResponsePut\":{\"header\":{\"revision\":14}}}}]}\n",
     ),
 ];
 
@@ -112,8 +117,8 @@ const MEMBERS: &[Case] = &[
         "member list -w table",
         "",
         "+-+-+-+-+-+-+\n| ID | STATUS | NAME | PEER ADDRS | CLIENT ADDRS | IS LEARNER |\n+-+-+-+-+-+-+\n\
-         | <m0> | started | m0 | <peer0> | <client0> | false |\n| <m1> | started | m1 | <peer1> | <client1> | false |\n\
-         | <m2> | started | m2 | <peer2> | <client2> | false |\n+-+-+-+-+-+-+\n",
+         | <m0> | started | <name0> | <peer0> | <client0> | false |\n| <m1> | started | <name1> | <peer1> | <client1> | false |\n\
+         | <m2> | started | <name2> | <peer2> | <client2> | false |\n+-+-+-+-+-+-+\n",
     ),
     ("member remove 1234", "", "Error: etcdserver: member not found\n"),
     ("member update 1234 --peer-urls=http://127.0.0.1:1", "", "Error: etcdserver: member not found\n"),
@@ -148,8 +153,8 @@ const ENDPOINTS: &[Case] = &[
     ("defrag", "", "Finished defragmenting etcd member[<client0>]\n"),
     ("move-leader 1234 --endpoints=<clients>", "", "Error: etcdserver: bad leader transferee\n"),
     ("lock name echo held", "", "held\n"),
-    ("auth enable", "", "Error: etcdserver: users and roles are not supported by kube-store\n"),
-    ("user list", "", "Error: etcdserver: users and roles are not supported by kube-store\n"),
+    ("auth enable", "", NO_USERS),
+    ("user list", "", NO_USERS),
     ("get k/a --user=root:x", "", "k/a\n2\n"),
 ];
 
@@ -174,6 +179,7 @@ impl Ctl {
             let known = listed.members.iter().find(|known| known.name == member.name).unwrap();
             names.push((format!("<m{at}>"), format!("{:x}", known.id)));
             names.push((format!("<M{at}>"), known.id.to_string()));
+            names.push((format!("<name{at}>"), member.name.clone()));
             names.push((format!("<peer{at}>"), member.peer_url()));
             names.push((format!("<client{at}>"), format!("http://127.0.0.1:{}", member.client_port)));
             clients.push(format!("http://127.0.0.1:{}", member.client_port));
@@ -246,7 +252,9 @@ fn fits(line: &str, wanted: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcdctl_prints_what_it_prints_of_etcd() {
-    let members = harness::group(3).await;
+    let mut members = harness::group(3).await;
+    // As they are listed.
+    members.sort_by_key(Member::peer_url);
     let ctl = Ctl::new(&members).await;
     for case in [KV, TXN, LEASES, COMPACTION, MEMBERS, ENDPOINTS].concat() {
         ctl.check(&case);

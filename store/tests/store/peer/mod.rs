@@ -15,6 +15,7 @@
 //!   them, as etcd does from 3.6 on. Not sent.
 //! - A deletion at the very revision that is compacted: etcd up to 3.5.15 forgets it, so that a watch from there misses
 //!   it; kube-store keeps it, as later ones do. Only revisions of puts are compacted here.
+//! - etcd 3.4 answers a request for alarms without a header; kube-store with one, as 3.5 does.
 
 mod requests;
 mod watches;
@@ -24,7 +25,7 @@ use std::fmt::Debug;
 use keelson_proto::etcd::etcdserverpb::response_op::Response;
 use keelson_proto::etcd::etcdserverpb::{
     AlarmRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest,
-    LeaseRevokeRequest, PutRequest, LeaseTimeToLiveRequest, RangeRequest, ResponseHeader, TxnResponse,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, ResponseHeader, TxnResponse,
 };
 use tonic::Status;
 
@@ -97,7 +98,7 @@ async fn keep_alive(client: &Client, id: i64) -> Answer {
 }
 
 /// Asks one server.
-async fn ask(client: &Client, request: Request) -> Answer {
+async fn ask(client: &Client, request: Request, old: bool) -> Answer {
     let (mut kv, mut lease) = (client.kv.clone(), client.lease.clone());
     let mut maintenance = client.maintenance.clone();
     match request {
@@ -137,7 +138,12 @@ async fn ask(client: &Client, request: Request) -> Answer {
             })
         }
         Request::Alarms => {
-            answer(maintenance.alarm(AlarmRequest::default()).await, |r| anonymous(&mut r.header))
+            answer(maintenance.alarm(AlarmRequest::default()).await, |response| {
+                anonymous(&mut response.header);
+                if old {
+                    response.header = None;
+                }
+            })
         }
         Request::Watch { .. } | Request::Cancel { .. } | Request::Progress { .. } => {
             unreachable!("they go to a stream")
@@ -151,9 +157,19 @@ struct Peers {
     theirs: Client,
     streams: Vec<Pair>,
     compacted: i64,
+    /// The etcd is a 3.4.
+    old: bool,
 }
 
 impl Peers {
+    async fn ours(&self, request: Request) -> Answer {
+        ask(&self.ours, request, self.old).await
+    }
+
+    async fn theirs(&self, request: Request) -> Answer {
+        ask(&self.theirs, request, self.old).await
+    }
+
     /// Sends a request to both; says what differs.
     async fn send(&mut self, request: Request) -> Result<(), String> {
         let same = |answers: (Vec<_>, Vec<_>)| match answers.0 == answers.1 {
@@ -187,7 +203,7 @@ impl Peers {
                     self.settle().await?;
                 }
                 let (ours, theirs) =
-                    tokio::join!(ask(&self.ours, request.clone()), ask(&self.theirs, request));
+                    tokio::join!(self.ours(request.clone()), self.theirs(request));
                 if let Some(revision) = compaction
                     && ours.is_ok()
                 {
@@ -213,7 +229,7 @@ impl Peers {
     async fn settle(&self) -> Result<(), String> {
         let put = PutRequest { key: "~".into(), ..PutRequest::default() };
         let put = Request::Put(put);
-        let (ours, theirs) = tokio::join!(ask(&self.ours, put.clone()), ask(&self.theirs, put));
+        let (ours, theirs) = tokio::join!(self.ours(put.clone()), self.theirs(put));
         if ours != theirs {
             return Err(format!("kube-store: {}\netcd: {}", show(&ours), show(&theirs)));
         }
@@ -254,7 +270,8 @@ async fn answers_are_etcds() {
     for _ in 0..STREAMS {
         streams.push(Pair::open(&ours, &theirs).await);
     }
-    let mut peers = Peers { ours, theirs, streams, compacted: 0 };
+    let old = theirs.status().await.unwrap().version.starts_with("3.4.");
+    let mut peers = Peers { ours, theirs, streams, compacted: 0, old };
     let mut generator = Generator::new(seed);
     let mut revision = peers.revision().await;
     let mut puts = Vec::new();
