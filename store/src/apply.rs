@@ -289,7 +289,8 @@ impl State {
         }
         match operation {
             Operation::Put(put) => plain(self.mutate(|txn, leases| {
-                txn.check_put(&put, leases)?;
+                txn.check_lease(&put, leases)?;
+                txn.check_previous(&put)?;
                 let prev_kv = txn.put(&put, leases)?;
                 Ok(Response::Put(PutResponse { header: None, prev_kv }))
             })),

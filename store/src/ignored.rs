@@ -53,7 +53,7 @@ const FLAGS: &[(&str, Takes)] = &[
     ("log-level", Value), ("log-outputs", Value), ("log-package-levels", Value),
     ("log-rotation-config-json", Value), ("logger", Value), ("max-concurrent-streams", Value),
     ("max-snapshots", Value), ("max-wals", Value), ("memory-mlock", Switch),
-    ("metrics", Value), ("peer-cert-allowed-cn", Only(EMPTY)), ("peer-cert-allowed-hostname", Only(EMPTY)),
+    ("peer-cert-allowed-cn", Only(EMPTY)), ("peer-cert-allowed-hostname", Only(EMPTY)),
     ("peer-crl-file", Only(EMPTY)), ("peer-skip-client-san-verification", Switch), ("pre-vote", Switch),
     ("proxy", Only(&["off"])), ("proxy-dial-timeout", Value), ("proxy-failure-wait", Value),
     ("proxy-read-timeout", Value), ("proxy-refresh-interval", Value), ("proxy-write-timeout", Value),

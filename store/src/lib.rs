@@ -6,6 +6,7 @@
 pub mod alarm;
 pub mod apply;
 mod authority;
+pub mod calls;
 mod compactor;
 pub mod config;
 mod corruption;
@@ -30,6 +31,7 @@ pub mod shrink;
 pub mod snapshot;
 pub mod start;
 pub mod tool;
+mod traffic;
 pub mod transport;
 pub mod trees;
 pub mod wal;

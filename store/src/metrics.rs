@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use keelson_component_base::metrics::{Registry, exponential_buckets};
+use keelson_component_base::metrics::{HistogramFamily, Registry, exponential_buckets};
 use keelson_proto::etcd::etcdserverpb::AlarmType;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::apply::State;
@@ -29,8 +30,72 @@ pub struct Metrics {
     pub lease_renewed: Counter,
     pub slow_watchers: Counter,
     pub events: Counter,
-    pub peer_sent: Counter,
-    pub peer_received: Counter,
+    /// Watches of clients, whether they are level or behind.
+    pub watchers: Gauge,
+    pub watch_streams: Gauge,
+    pub client_sent: Counter,
+    pub client_received: Counter,
+    pub slow_applies: Counter,
+    pub slow_reads: Counter,
+    pub failed_reads: Counter,
+    pub peers: PeerMetrics,
+}
+
+/// A label that names a peer, as each metric has it.
+type PeerLabel = [(&'static str, String); 1];
+
+/// What is counted for each peer; whoever counts keeps its own.
+pub struct PeerMetrics {
+    pub sent: Family<PeerLabel, Counter>,
+    pub received: Family<PeerLabel, Counter>,
+    pub failed: Family<PeerLabel, Counter>,
+    pub round_trip: HistogramFamily<PeerLabel>,
+    pub active: Family<[(&'static str, String); 2], Gauge>,
+}
+
+/// What is counted of what goes to one peer.
+pub struct PeerCounters {
+    pub sent: Counter,
+    pub failed: Counter,
+    pub round_trip: Histogram,
+    pub active: Gauge,
+}
+
+impl PeerMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            sent: registry.counters("etcd_network_peer_sent_bytes", "The total number of bytes sent to peers"),
+            received: registry.counters(
+                "etcd_network_peer_received_bytes",
+                "The total number of bytes received from peers",
+            ),
+            failed: registry
+                .counters("etcd_network_peer_sent_failures", "The total number of send failures from peers"),
+            round_trip: registry.histograms(
+                "etcd_network_peer_round_trip_time_seconds",
+                "Round-Trip-Time histogram between peers",
+                || Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
+            ),
+            active: registry
+                .gauges("etcd_network_active_peers", "The current number of active peer connections"),
+        }
+    }
+
+    pub fn to(&self, own: u64, peer: u64) -> PeerCounters {
+        let (own, peer) = (format!("{own:x}"), format!("{peer:x}"));
+        let to = [("To", peer.clone())];
+        PeerCounters {
+            sent: self.sent.get_or_create_owned(&to),
+            failed: self.failed.get_or_create_owned(&to),
+            round_trip: self.round_trip.get_or_create_owned(&to),
+            active: self.active.get_or_create_owned(&[("Local", own), ("Remote", peer)]),
+        }
+    }
+
+    /// Bytes received from one peer.
+    pub fn from(&self, peer: u64) -> Counter {
+        self.received.get_or_create_owned(&[("From", format!("{peer:x}"))])
+    }
 }
 
 impl Metrics {
@@ -54,7 +119,10 @@ impl Metrics {
                 "etcd_server_snapshot_apply",
                 "Snapshots of a leader that were installed",
             ),
-            range: counter("etcd_mvcc_range", "Total number of ranges seen by this member"),
+            range: {
+                let help = "Total number of ranges seen by this member";
+                registry.register("etcd_debugging_mvcc_range", help, counter("etcd_mvcc_range", help))
+            },
             put: counter("etcd_mvcc_put", "Total number of puts seen by this member"),
             delete: counter("etcd_mvcc_delete", "Total number of deletes seen by this member"),
             txn: counter("etcd_mvcc_txn", "Total number of txns seen by this member"),
@@ -69,11 +137,30 @@ impl Metrics {
                 "How often a synced watcher did not keep up and went on from history",
             ),
             events: counter("etcd_debugging_mvcc_events", "Total number of events sent by this member"),
-            peer_sent: counter("etcd_network_peer_sent_bytes", "The total number of bytes sent to peers"),
-            peer_received: counter(
-                "etcd_network_peer_received_bytes",
-                "The total number of bytes received from peers",
+            watchers: Gauge::default(),
+            watch_streams: registry
+                .gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams"),
+            client_sent: counter(
+                "etcd_network_client_grpc_sent_bytes",
+                "The total number of bytes sent to grpc clients",
             ),
+            client_received: counter(
+                "etcd_network_client_grpc_received_bytes",
+                "The total number of bytes received from grpc clients",
+            ),
+            slow_applies: counter(
+                "etcd_server_slow_apply",
+                "The total number of slow apply requests (likely overloaded from slow disk)",
+            ),
+            slow_reads: counter(
+                "etcd_server_slow_read_indexes",
+                "The total number of pending read indexes not in sync with leader's or timed out read index requests",
+            ),
+            failed_reads: counter(
+                "etcd_server_read_indexes_failed",
+                "The total number of failed read indexes seen",
+            ),
+            peers: PeerMetrics::new(registry),
         })
     }
 }
@@ -99,6 +186,8 @@ pub struct StateCollector {
     pub state: Arc<State>,
     pub shared: Arc<Shared>,
     pub quota: u64,
+    pub metrics: Arc<Metrics>,
+    pub member: u64,
 }
 
 impl std::fmt::Debug for StateCollector {
@@ -140,13 +229,34 @@ impl Collector for StateCollector {
         )?;
         let corrupt = flag(state.alarms.read().any(AlarmType::Corrupt));
         gauge("etcd_debugging_server_alarm_corrupt", "Whether an alarm CORRUPT is raised", corrupt)?;
-        let watchers = state.hub.watchers() as u64;
+        let watchers = self.metrics.watchers.get().unsigned_abs();
         gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers", watchers)?;
+        gauge(
+            "etcd_debugging_mvcc_slow_watcher_total",
+            "Total number of unsynced slow watchers",
+            watchers.saturating_sub(state.hub.watchers() as u64),
+        )?;
+        let installing = flag(shared.is_installing());
+        gauge(
+            "etcd_server_snapshot_apply_in_progress_total",
+            "1 if the server is applying the incoming snapshot. 0 if none",
+            installing,
+        )?;
         gauge("etcd_wal_bytes", "Bytes of the write-ahead log that are not cut", shared.wal_bytes())?;
+        let id = [("server_id", format!("{:x}", self.member))];
+        let help = "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID";
+        let one = ConstGauge::new(1_u64.cast_signed());
+        let mut named = encoder.encode_descriptor("etcd_server_id", help, None, one.metric_type())?;
+        one.encode(named.encode_family(&id)?)?;
         let mut counter = |name, help, value: u64| {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
+        counter(
+            "etcd_disk_wal_write_bytes",
+            "Total number of bytes written in WAL",
+            shared.wal_written(),
+        )?;
         counter(
             "etcd_server_proposals_committed",
             "The total number of consensus proposals committed",

@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::calls::{Calls, CallsCollector};
 use crate::compactor;
-use crate::config::{Config, ConfigError, Url};
+use crate::config::{Config, ConfigError, MetricsDetail, Url};
 use crate::corruption::{self, Inconsistent};
 use crate::env::Env;
 use crate::grpc::Server;
@@ -41,6 +42,8 @@ pub enum RunError {
     Node(#[from] Stopped),
     #[error("not serving: its data is not what the other members hold")]
     Inconsistent(#[from] Inconsistent),
+    #[error("cannot describe its services")]
+    Reflection(#[source] tonic_reflection::server::Error),
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
 }
@@ -90,6 +93,7 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
     let env = Env::real();
     let registry = Registry::new();
     registry.build_info("etcd_server_version", &[("server_version", crate::grpc::ETCD_VERSION)]);
+    registry.build_info("etcd_cluster_version", &[("cluster_version", crate::grpc::CLUSTER_VERSION)]);
     let stopping = CancellationToken::new();
     let origin = tokio::select! {
         () = signalled.cancelled() => return Ok(Ended::Stopped),
@@ -102,8 +106,12 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
 
     let (stop_serving, serving) = (CancellationToken::new(), TaskTracker::new());
     let (refuse, mut refused) = oneshot::channel();
-    let clients = ServeClients { listeners: client_listeners, check: config.initial_corrupt_check() };
-    serving.spawn(clients.run(server.clone(), registry.clone(), stop_serving.clone(), refuse));
+    let calls = Calls::new(config.metrics == MetricsDetail::Extensive);
+    registry.collector(Box::new(CallsCollector(calls.clone())));
+    let service = Services::clients(&server, &registry, calls).map_err(RunError::Reflection)?;
+    let clients =
+        ServeClients { listeners: client_listeners, check: config.initial_corrupt_check(), service };
+    serving.spawn(clients.run(server.clone(), stop_serving.clone(), refuse));
     let service = Services::peers(PeerService::new(server.clone(), snapshots, epoch));
     for listener in peer_listeners {
         tracing::info!(url = %listener.url, "serving peers");
@@ -213,6 +221,7 @@ struct ServeClients {
     listeners: Vec<Listener>,
     /// Compares this member with its peers before.
     check: bool,
+    service: Services,
 }
 
 impl ServeClients {
@@ -222,7 +231,6 @@ impl ServeClients {
     async fn run(
         self,
         server: Arc<Server>,
-        registry: Registry,
         stop_serving: CancellationToken,
         refuse: oneshot::Sender<Inconsistent>,
     ) {
@@ -246,11 +254,10 @@ impl ServeClients {
                 }
             }
         }
-        let service = Services::clients(&server, &registry);
         let serving = TaskTracker::new();
         for listener in self.listeners {
             tracing::info!(url = %listener.url, "serving clients");
-            serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
+            serving.spawn(listener.serve(self.service.clone(), stop_serving.clone()));
         }
         serving.close();
         serving.wait().await;

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,23 +15,29 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use keelson_component_base::metrics::{CONTENT_TYPE, Registry};
 use keelson_component_base::tls::{ServerTls, TlsError};
+use keelson_proto::etcd::DESCRIPTORS;
+use keelson_proto::etcd::etcdserverpb::auth_server::AuthServer;
 use keelson_proto::etcd::etcdserverpb::cluster_server::ClusterServer;
 use keelson_proto::etcd::etcdserverpb::kv_server::KvServer;
 use keelson_proto::etcd::etcdserverpb::lease_server::LeaseServer;
 use keelson_proto::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
+use keelson_proto::etcd::v3electionpb::election_server::ElectionServer;
+use keelson_proto::etcd::v3lockpb::lock_server::LockServer;
+use keelson_proto::health::health_server::HealthServer;
 use keelson_proto::peer::peer_server::PeerServer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
-use tonic::codegen::BoxFuture;
 use tower::Service as _;
 
 use crate::authority::Repair;
+use crate::calls::Calls;
 use crate::config::Url;
-use crate::grpc::{self, ETCD_VERSION, Server, Service, status};
+use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Server, Service, status, watch};
 use crate::health;
+use crate::traffic::Metered;
 use crate::transport::PeerService;
 
 /// How much larger than a client's request its gRPC message may be.
@@ -62,6 +69,10 @@ pub enum Services {
 const LEARNERS_ANSWER: [&str; 3] =
     ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
 
+/// A service whose type has no name.
+type Handler = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
 pub struct Clients {
     kv: KvServer<Server>,
     watch: Service,
@@ -70,6 +81,12 @@ pub struct Clients {
     lease: LeaseServer<Service>,
     cluster: ClusterServer<Server>,
     maintenance: MaintenanceServer<Server>,
+    auth: AuthServer<Server>,
+    lock: LockServer<Service>,
+    election: ElectionServer<Service>,
+    health: HealthServer<Service>,
+    reflection: [Handler; 2],
+    calls: Arc<Calls>,
     plain: Plain,
 }
 
@@ -81,18 +98,34 @@ pub struct Plain {
 }
 
 impl Services {
-    pub fn clients(server: &Arc<Server>, registry: &Registry) -> Self {
+    /// # Errors
+    /// Never: the descriptors were made together with the services.
+    pub fn clients(
+        server: &Arc<Server>,
+        registry: &Registry,
+        calls: Arc<Calls>,
+    ) -> Result<Self, tonic_reflection::server::Error> {
         let limit = server.limits.request_bytes + OVERHEAD;
         let service = Service(server.clone());
-        Self::Clients(Arc::new(Clients {
+        let described = || {
+            let builder = tonic_reflection::server::Builder::configure();
+            builder.register_encoded_file_descriptor_set(DESCRIPTORS)
+        };
+        Ok(Self::Clients(Arc::new(Clients {
             kv: KvServer::from_arc(server.clone()).max_decoding_message_size(limit),
             watch: service.clone(),
             limit,
-            lease: LeaseServer::new(service).max_decoding_message_size(limit),
+            lease: LeaseServer::new(service.clone()).max_decoding_message_size(limit),
             cluster: ClusterServer::from_arc(server.clone()).max_decoding_message_size(limit),
             maintenance: MaintenanceServer::from_arc(server.clone()).max_decoding_message_size(limit),
+            auth: AuthServer::from_arc(server.clone()),
+            lock: LockServer::new(service.clone()).max_decoding_message_size(limit),
+            election: ElectionServer::new(service.clone()).max_decoding_message_size(limit),
+            health: HealthServer::new(service),
+            reflection: [handler(described().build_v1()?), handler(described().build_v1alpha()?)],
+            calls,
             plain: Plain { server: server.clone(), registry: registry.clone() },
-        }))
+        })))
     }
 
     pub fn peers(service: PeerService) -> Self {
@@ -103,44 +136,92 @@ impl Services {
         Self::Metrics(Plain { server: server.clone(), registry: registry.clone() })
     }
 
-    /// The future is boxed once, by the service: what handles a stream holds and moves a pointer.
-    fn call(&self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
-        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
-        let answer = |response| Box::pin(std::future::ready(Ok(response)));
+    async fn call(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         match self {
-            Services::Clients(clients) => match service {
-                _ if is_grpc(&request)
-                    && let Some(refusal) = clients.refusal(&request) =>
-                {
-                    answer(refusal.into_http())
-                }
-                "etcdserverpb.KV" => clients.kv.clone().call(request),
-                "etcdserverpb.Watch" => grpc::watch::serve(clients.watch.clone(), clients.limit, request),
-                "etcdserverpb.Lease" => clients.lease.clone().call(request),
-                "etcdserverpb.Cluster" => clients.cluster.clone().call(request),
-                "etcdserverpb.Maintenance" => clients.maintenance.clone().call(request),
-                _ => clients.plain.clone().answer(request),
+            Services::Clients(clients) => clients.call(request).await,
+            Services::Peers(mut peers) => match service(&request) {
+                "keelson.peer.Peer" => peers.call(request).await,
+                _ => Ok(unknown(&request)),
             },
-            Services::Peers(peers) => match service {
-                "keelson.peer.Peer" => peers.clone().call(request),
-                _ => answer(unknown(&request)),
-            },
-            Services::Metrics(plain) => plain.clone().answer(request),
+            Services::Metrics(plain) => Ok(plain.call(&request).await),
         }
     }
 }
 
+fn service(request: &Request<Incoming>) -> &str {
+    request.uri().path().split('/').nth(1).unwrap_or_default()
+}
+
+fn handler<S>(service: S) -> Handler
+where
+    S: tower::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    Box::new(move |request| Box::pin(service.clone().call(request)))
+}
+
 impl Clients {
-    /// What no service answers now, whatever it is asked.
-    fn refusal(&self, request: &Request<Incoming>) -> Option<tonic::Status> {
+    async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let Some(call) = self.calls.begin(request.uri().path()) else {
+            return Ok(match service(&request) {
+                "etcdserverpb.Auth" => status::no_users().into_http(),
+                _ => self.plain.call(&request).await,
+            });
+        };
+        let response = match self.refuse(&request) {
+            Some(refusal) => refusal.into_http(),
+            None => self.answer(request).await?,
+        };
+        Ok(call.end(as_from_go(response)))
+    }
+
+    /// What is refused whatever is asked.
+    fn refuse(&self, request: &Request<Incoming>) -> Option<tonic::Status> {
         let shared = &self.plain.server.shared;
         // As in etcd, one that only learns answers what it knows for sure; for reads see the service KV.
         if shared.is_learner() && !LEARNERS_ANSWER.contains(&request.uri().path()) {
             return Some(status::not_for_learner());
         }
-        let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
-        (requires_leader && shared.leader() == 0).then(status::no_leader)
+        let asked = request.headers().get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
+        (asked && shared.leader() == 0).then(status::no_leader)
     }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        match service(&request) {
+            "etcdserverpb.KV" => self.kv.clone().call(request).await,
+            "etcdserverpb.Watch" => watch::serve(self.watch.clone(), self.limit, request).await,
+            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
+            "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
+            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            "etcdserverpb.Auth" => self.auth.clone().call(request).await,
+            "v3lockpb.Lock" => self.lock.clone().call(request).await,
+            "v3electionpb.Election" => self.election.clone().call(request).await,
+            "grpc.health.v1.Health" => self.health.clone().call(request).await,
+            "grpc.reflection.v1.ServerReflection" => self.reflection[0](request).await,
+            _ => self.reflection[1](request).await,
+        }
+    }
+}
+
+/// A message beyond the limit is refused by tonic with another code than by Go's gRPC, which etcd's clients know.
+fn as_from_go(response: Response<Body>) -> Response<Body> {
+    match tonic::Status::from_header_map(response.headers()) {
+        Some(refusal) if refusal.code() == tonic::Code::OutOfRange => match too_large(refusal.message()) {
+            Some((size, limit)) => {
+                let message = format!("grpc: received message larger than max ({size} vs. {limit})");
+                tonic::Status::resource_exhausted(message).into_http()
+            }
+            None => response,
+        },
+        _ => response,
+    }
+}
+
+/// The size and the limit that tonic names.
+fn too_large(message: &str) -> Option<(&str, &str)> {
+    let rest = message.strip_prefix("Error, decoded message length too large: found ")?;
+    rest.strip_suffix(" bytes")?.split_once(" bytes, the limit is: ")
 }
 
 fn is_grpc(request: &Request<Incoming>) -> bool {
@@ -150,8 +231,8 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 
 fn unknown(request: &Request<Incoming>) -> Response<Body> {
     if is_grpc(request) {
-        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
-        return tonic::Status::unimplemented(format!("unknown service {service}")).into_http();
+        let message = format!("unknown service {}", service(request));
+        return tonic::Status::unimplemented(message).into_http();
     }
     answer(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned())
 }
@@ -164,10 +245,6 @@ fn answer(status: StatusCode, content: &'static str, body: String) -> Response<B
 }
 
 impl Plain {
-    fn answer(self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
-        Box::pin(async move { Ok(self.call(&request).await) })
-    }
-
     async fn call(&self, request: &Request<Incoming>) -> Response<Body> {
         const JSON: &str = "application/json";
         const TEXT: &str = "text/plain; charset=utf-8";
@@ -182,17 +259,12 @@ impl Plain {
             "/metrics" => answer(StatusCode::OK, CONTENT_TYPE, self.registry.encode()),
             "/version" => {
                 let version =
-                    serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": cluster_version() });
+                    serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": format!("{CLUSTER_VERSION}.0") });
                 answer(StatusCode::OK, JSON, version.to_string())
             }
             _ => unknown(request),
         }
     }
-}
-
-fn cluster_version() -> String {
-    let mut parts = ETCD_VERSION.split('.');
-    format!("{}.{}.0", parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
 }
 
 /// A port that is open, and not served yet.
@@ -253,12 +325,26 @@ async fn connection(
 ) {
     let _ = stream.set_nodelay(true);
     match tls {
-        None => http(TokioIo::new(Repair::new(stream)), services, cancel).await,
+        None => metered(stream, services, cancel).await,
         Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => http(TokioIo::new(Repair::new(stream)), services, cancel).await,
+            Ok(Ok(stream)) => metered(stream, services, cancel).await,
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         },
+    }
+}
+
+/// Clients' bytes are counted; peers count what they say to each other themselves.
+async fn metered<S>(stream: S, services: Services, cancel: CancellationToken)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    match &services {
+        Services::Clients(clients) => {
+            let stream = Metered::new(stream, clients.plain.server.metrics.clone());
+            http(TokioIo::new(Repair::new(stream)), services, cancel).await;
+        }
+        _ => http(TokioIo::new(Repair::new(stream)), services, cancel).await,
     }
 }
 
@@ -276,7 +362,7 @@ where
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
-    let service = hyper::service::service_fn(move |request| services.call(request));
+    let service = hyper::service::service_fn(move |request| services.clone().call(request));
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {

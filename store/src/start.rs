@@ -216,7 +216,13 @@ pub fn start(
     let (events, receiver) = channel();
     let shared = Arc::new(Shared::default());
     let metrics = Metrics::new(registry);
-    let collector = StateCollector { state: state.clone(), shared: shared.clone(), quota: config.quota() };
+    let collector = StateCollector {
+        state: state.clone(),
+        shared: shared.clone(),
+        metrics: metrics.clone(),
+        quota: config.quota(),
+        member,
+    };
     registry.collector(Box::new(collector));
     let tree = {
         let (measured, room, failed) = (metrics.clone(), events.clone(), events.clone());

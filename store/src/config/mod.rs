@@ -22,6 +22,14 @@ pub enum ClusterState {
     Existing,
 }
 
+/// How much is measured of each call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MetricsDetail {
+    Basic,
+    /// Also how long calls take, by method.
+    Extensive,
+}
+
 const SUBCOMMANDS: &str = "\
 Instead of flags, a command (--help tells its own):
   kube-store snapshot save|restore|status   Save a member's state to a file, make data directories of it
@@ -85,6 +93,9 @@ pub struct Config {
     /// List of URLs to listen on for the metrics and health endpoints
     #[arg(long, value_delimiter = ',')]
     pub listen_metrics_urls: Vec<Url>,
+    /// Set level of detail for exported metrics; extensive adds how long calls take
+    #[arg(long, value_enum, default_value_t = MetricsDetail::Basic)]
+    pub metrics: MetricsDetail,
     /// Time (in milliseconds) of a heartbeat interval
     #[arg(long, default_value_t = 100)]
     pub heartbeat_interval: u64,

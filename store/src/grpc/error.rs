@@ -50,6 +50,8 @@ pub mod status {
         too_many_learners: FailedPrecondition, "too many learner members in cluster";
         unhealthy: Unavailable, "unhealthy cluster";
         not_for_learner: FailedPrecondition, "rpc not supported for learner";
+        auth_not_enabled: FailedPrecondition, "authentication is not enabled";
+        no_users: Unimplemented, "users and roles are not supported by kube-store";
         no_downgrade: Unimplemented, "downgrade is not supported by kube-store";
     }
 }

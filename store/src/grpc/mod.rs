@@ -3,14 +3,17 @@
 //! Nothing here decides or changes anything; it checks what can be checked without state, waits, and translates.
 
 mod answer;
+mod auth;
 mod check;
 mod cluster;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod health;
 mod kv;
 mod lease;
 mod maintenance;
+mod queue;
 pub mod watch;
 
 use std::sync::Arc;
@@ -34,6 +37,8 @@ use crate::transport::Peers;
 
 /// The version of etcd whose API and behaviour this is. Clients choose what to use by it.
 pub const ETCD_VERSION: &str = "3.5.21";
+/// As much of it as the members of a cluster have in common.
+pub const CLUSTER_VERSION: &str = "3.5";
 /// Requests in flight that change something; more are refused.
 const MAX_IN_FLIGHT: usize = 20_000;
 /// Bytes of them, above which more are refused: all that may wait in memory while the disk or a quorum is away.
@@ -187,7 +192,13 @@ impl Server {
     pub async fn confirm(&self) -> Result<(), Status> {
         let (reply, answer) = oneshot::channel();
         self.send(Event::Read { reply })?;
-        answer.await.unwrap_or(Err(Refused::Stopped)).map_err(error::refused)
+        answer.await.unwrap_or(Err(Refused::Stopped)).map_err(|refused| {
+            self.metrics.failed_reads.inc();
+            if matches!(refused, Refused::Timeout) {
+                self.metrics.slow_reads.inc();
+            }
+            error::refused(refused)
+        })
     }
 
     /// A read's refusal. A tree that cannot be read ends the process, since it is rebuilt at the next start: otherwise

@@ -4,7 +4,7 @@
 //! forth; see [`crate::watch`]. The task alone decides what is sent in which order, so a watch's creation is announced
 //! before its first event, and nothing follows its cancellation.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +57,7 @@ impl StreamingService<WatchRequest> for Service {
         let require_leader =
             request.metadata().get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
         let (answers, stream) = mpsc::channel(4);
+        self.metrics.watch_streams.inc();
         let session = Session {
             server: self.0.clone(),
             stream: Arc::default(),
@@ -66,6 +67,7 @@ impl StreamingService<WatchRequest> for Service {
             serials: HashMap::new(),
             last_serial: 0,
             next_id: 0,
+            lost: BTreeSet::new(),
             progress_wanted: false,
         };
         tokio::spawn(session.run(request.into_inner(), require_leader));
@@ -103,12 +105,16 @@ struct Session {
     serials: HashMap<u64, i64>,
     last_serial: u64,
     next_id: i64,
+    /// Watches that ended because of a compaction. As in etcd, their ids are free once the client has cancelled them.
+    lost: BTreeSet<i64>,
     /// The client asked how far its watches are, and not all are synced.
     progress_wanted: bool,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.server.metrics.watch_streams.dec();
+        self.server.metrics.watchers.dec_by(self.watches.len() as i64);
         for watcher in self.watches.values() {
             self.server.state.hub.remove(&self.stream, watcher.serial, &watcher.range);
             if watcher.prev_kv {
@@ -188,7 +194,7 @@ impl Session {
     async fn request(&mut self, request: WatchRequest) -> Result<(), Ended> {
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request).await,
-            Some(RequestUnion::CancelRequest(request)) => match self.forget(request.watch_id) {
+            Some(RequestUnion::CancelRequest(request)) => match self.forget(request.watch_id) || self.lost.remove(&request.watch_id) {
                 true => {
                     // What is queued for it is dropped when it is met.
                     let header = self.server.current_header();
@@ -230,14 +236,11 @@ impl Session {
         let hub = &self.server.state.hub;
         let key = if request.key.is_empty() { vec![0].into() } else { request.key.clone() };
         let range = KeyRange::new(key, request.range_end.clone());
-        if request.start_revision < 0 {
-            return self.refuse(status::compacted().message()).await;
-        }
         if matches!(&range.end, crate::mvcc::RangeEnd::Before(end) if *end <= range.start) {
             return self.refuse("mvcc: watcher range is empty").await;
         }
         let id = if request.watch_id == 0 {
-            while self.watches.contains_key(&self.next_id) {
+            while self.is_taken(self.next_id) {
                 self.next_id += 1;
             }
             self.next_id += 1;
@@ -245,7 +248,7 @@ impl Session {
         } else {
             request.watch_id
         };
-        if self.watches.contains_key(&id) {
+        if request.watch_id != 0 && self.is_taken(id) {
             return self.refuse("mvcc: duplicate watch ID provided on the WatchStream").await;
         }
         let filters = |filter: FilterType| request.filters.contains(&(filter as i32));
@@ -253,11 +256,17 @@ impl Session {
             hub.want_previous();
         }
         let revision = hub.revision();
+        let next = match request.start_revision {
+            0 => revision + 1,
+            // As in etcd, below 0 is before everything, and that is compacted as soon as anything is.
+            start if start < 0 && start >= self.server.state.store.compacted() => 1,
+            start => start,
+        };
         self.last_serial += 1;
         let mut watcher = Watcher {
             serial: self.last_serial,
             range,
-            next: if request.start_revision == 0 { revision + 1 } else { request.start_revision },
+            next,
             synced: false,
             no_put: filters(FilterType::Noput),
             no_delete: filters(FilterType::Nodelete),
@@ -269,14 +278,20 @@ impl Session {
         watcher.synced = hub.sync(&self.stream, watcher.serial, &watcher.range, watcher.next).is_ok();
         self.serials.insert(watcher.serial, id);
         self.watches.insert(id, watcher);
+        self.server.metrics.watchers.inc();
         let header = self.server.header(revision);
         self.send(WatchResponse { header, watch_id: id, created: true, ..Default::default() }).await
+    }
+
+    fn is_taken(&self, id: i64) -> bool {
+        self.watches.contains_key(&id) || self.lost.contains(&id)
     }
 
     /// Whether there was such a watch.
     fn forget(&mut self, id: i64) -> bool {
         let Some(watcher) = self.watches.remove(&id) else { return false };
         self.serials.remove(&watcher.serial);
+        self.server.metrics.watchers.dec();
         let hub = &self.server.state.hub;
         hub.remove(&self.stream, watcher.serial, &watcher.range);
         if watcher.prev_kv {
@@ -369,8 +384,9 @@ impl Session {
                 }
                 Err(MvccError::Compacted) => {
                     self.forget(id);
+                    self.lost.insert(id);
                     self.send(WatchResponse {
-                        header: self.server.current_header(),
+                        header: self.server.header(0),
                         watch_id: id,
                         canceled: true,
                         compact_revision: store.compacted(),
@@ -475,25 +491,30 @@ fn previous(store: &Store, change: &Change) -> Result<Option<KeyValue>, MvccErro
     Ok(found.map(|record| record.kv.clone()))
 }
 
-/// Splits a response whose size is beyond `limit`; all parts but the last are marked.
+/// Bytes of the tag before each event.
+const EVENT_TAG: usize = 1;
+
+/// Splits a response that takes `limit` or more where etcd does; all parts but the last are marked.
 fn fragments(mut response: WatchResponse, limit: usize) -> Vec<WatchResponse> {
-    if response.encoded_len() < limit {
+    if response.encoded_len() < limit || response.events.len() < 2 {
         return vec![response];
     }
     let events = std::mem::take(&mut response.events);
+    response.fragment = true;
     let empty = response.encoded_len();
     let mut parts: Vec<WatchResponse> = Vec::new();
     let (mut part, mut size) = (Vec::new(), empty);
     for event in events {
-        let length = event.encoded_len() + 8;
+        let length = event.encoded_len();
+        let length = EVENT_TAG + prost::length_delimiter_len(length) + length;
         if !part.is_empty() && size + length >= limit {
             let events = std::mem::take(&mut part);
-            parts.push(WatchResponse { events, fragment: true, ..response.clone() });
+            parts.push(WatchResponse { events, ..response.clone() });
             size = empty;
         }
         size += length;
         part.push(event);
     }
-    parts.push(WatchResponse { events: part, ..response });
+    parts.push(WatchResponse { events: part, fragment: false, ..response });
     parts
 }

@@ -169,6 +169,9 @@ impl Store {
     #[expect(clippy::type_complexity, reason = "it is for the function above only")]
     fn hashed(&self, revision: i64) -> Result<Option<(i64, i64, i64, Vec<Revision>)>, MvccError> {
         let (mut revisions, mut after, mut fixed) = (Vec::new(), None, None);
+        // As etcd does it: of what is compacted is covered what is visible at `at`, or, if no key is there, what the
+        // compaction kept.
+        let (mut decided, mut kept) = (false, 0);
         loop {
             let index = self.index.read();
             let (at, compacted, newest) = match fixed {
@@ -182,7 +185,16 @@ impl Store {
                 return Ok(None);
             }
             fixed = Some((at, compacted, newest));
-            after = index.hashed_step(at, after.as_deref(), STEP, &mut revisions);
+            if !decided {
+                match index.any_step(at, after.as_deref(), STEP) {
+                    Err(next) => {
+                        after = Some(next);
+                        continue;
+                    }
+                    Ok(found) => (decided, kept, after) = (true, if found { at } else { compacted }, None),
+                }
+            }
+            after = index.hashed_step((at, kept), after.as_deref(), STEP, &mut revisions);
             if after.is_none() {
                 drop(index);
                 revisions.sort_unstable();

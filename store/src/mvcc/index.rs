@@ -290,21 +290,35 @@ impl Index {
         next
     }
 
+    /// Whether any of at most `budget` keys behind `after` is there at `revision`, or else where to go on.
+    pub fn any_step(&self, revision: i64, after: Option<&[u8]>, budget: usize) -> Result<bool, Box<[u8]>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        for (count, (key, history)) in self.keys.range::<[u8], _>((from, Bound::Unbounded)).enumerate() {
+            if history.at(revision).is_some_and(|slot| !slot.is_tombstone()) {
+                return Ok(true);
+            }
+            if count + 1 == budget {
+                return Err(key.clone());
+            }
+        }
+        Ok(false)
+    }
+
     /// The revisions at or below `revision` that etcd's checksum covers, of at most `budget` keys behind `after`: of
-    /// what is compacted only what is visible at `revision`. That is the same on every member, however far each has
+    /// what is compacted only what is visible at revision `kept`. That is the same on every member, however far each has
     /// removed things. Returns where to go on.
     pub fn hashed_step(
         &self,
-        revision: i64,
+        (revision, kept): (i64, i64),
         after: Option<&[u8]>,
         budget: usize,
         found: &mut Vec<Revision>,
     ) -> Option<Box<[u8]>> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         for (count, (key, history)) in self.keys.range::<[u8], _>((from, Bound::Unbounded)).enumerate() {
-            let newest = history.at(revision).filter(|slot| !slot.is_tombstone());
+            let visible = history.at(kept).filter(|slot| !slot.is_tombstone());
             let slots = history.slots.as_slice().iter().take_while(|slot| slot.main <= revision);
-            let covered = slots.filter(|slot| slot.main > self.compacted || Some(**slot) == newest);
+            let covered = slots.filter(|slot| slot.main > self.compacted || Some(**slot) == visible);
             found.extend(covered.map(|slot| slot.revision()));
             if count + 1 == budget {
                 return Some(key.clone());

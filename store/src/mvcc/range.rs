@@ -46,9 +46,8 @@ impl<I: Deref<Target = Index>> View<I> {
         }
     }
 
-    /// The revision that a request for `requested` reads at.
-    pub(super) fn resolve(&self, requested: i64) -> Result<i64, MvccError> {
-        resolve(&self.index, self.index.revision, requested)
+    pub(super) fn index(&self) -> &Index {
+        &self.index
     }
 
     /// # Errors
@@ -150,7 +149,8 @@ struct Selection {
 
 impl Selection {
     fn new(request: &RangeRequest) -> Self {
-        let whole = is_sorted(request) || is_filtered(request);
+        // As in etcd: without an order but by another target, what is sorted is what the limit left.
+        let whole = request.sort_order() != SortOrder::None || is_filtered(request);
         let keep = match usize::try_from(request.limit) {
             _ if request.count_only => 0,
             // One more than asked for tells whether there is more.

@@ -16,7 +16,7 @@ use keelson_proto::etcd::mvccpb::KeyValue;
 
 use super::MvccError;
 use super::index::{Index, KeyRange};
-use super::range::{View, resolve};
+use super::range::View;
 use super::record::Record;
 use super::write::WriteTxn;
 use crate::lease::Leases;
@@ -51,7 +51,7 @@ impl<I: std::ops::Deref<Target = Index>> Compares for View<I> {
     }
 
     fn check_range(&self, request: &RangeRequest) -> Result<(), MvccError> {
-        self.range_revision(request).map(|_| ())
+        check_revision(self.index(), request.revision)
     }
 }
 
@@ -61,7 +61,17 @@ impl Compares for WriteTxn<'_> {
     }
 
     fn check_range(&self, request: &RangeRequest) -> Result<(), MvccError> {
-        resolve(self.index(), self.revision(), request.revision).map(|_| ())
+        check_revision(self.index(), request.revision)
+    }
+}
+
+/// As in etcd, a revision below 0 is compacted within a transaction, while it means the newest outside of one.
+fn check_revision(index: &Index, requested: i64) -> Result<(), MvccError> {
+    match requested {
+        0 => Ok(()),
+        revision if revision > index.revision => Err(MvccError::FutureRevision),
+        revision if revision < index.compacted => Err(MvccError::Compacted),
+        _ => Ok(()),
     }
 }
 
@@ -108,23 +118,19 @@ fn holds(state: &impl Compares, compare: &Compare) -> Result<bool, MvccError> {
 
 fn matches(compare: &Compare, kv: &KeyValue) -> bool {
     let union = compare.target_union.as_ref();
-    let number = |value: i64| {
-        let wanted = match union {
-            Some(
-                TargetUnion::Version(wanted)
-                | TargetUnion::CreateRevision(wanted)
-                | TargetUnion::ModRevision(wanted)
-                | TargetUnion::Lease(wanted),
-            ) => *wanted,
-            _ => 0,
-        };
-        value.cmp(&wanted)
+    // A value of another kind than the target counts for none, which is 0 or empty.
+    let wanted = match (compare.target(), union) {
+        (CompareTarget::Version, Some(TargetUnion::Version(wanted)))
+        | (CompareTarget::Create, Some(TargetUnion::CreateRevision(wanted)))
+        | (CompareTarget::Mod, Some(TargetUnion::ModRevision(wanted)))
+        | (CompareTarget::Lease, Some(TargetUnion::Lease(wanted))) => *wanted,
+        _ => 0,
     };
     let order = match compare.target() {
-        CompareTarget::Version => number(kv.version),
-        CompareTarget::Create => number(kv.create_revision),
-        CompareTarget::Mod => number(kv.mod_revision),
-        CompareTarget::Lease => number(kv.lease),
+        CompareTarget::Version => kv.version.cmp(&wanted),
+        CompareTarget::Create => kv.create_revision.cmp(&wanted),
+        CompareTarget::Mod => kv.mod_revision.cmp(&wanted),
+        CompareTarget::Lease => kv.lease.cmp(&wanted),
         CompareTarget::Value => match union {
             Some(TargetUnion::Value(wanted)) => kv.value.cmp(wanted),
             _ => kv.value[..].cmp(&[]),
@@ -143,16 +149,13 @@ fn header(revision: i64) -> Option<ResponseHeader> {
 }
 
 impl<I: std::ops::Deref<Target = Index>> View<I> {
-    fn range_revision(&self, request: &RangeRequest) -> Result<i64, MvccError> {
-        self.resolve(request.revision)
-    }
-
     /// Runs a transaction that only reads.
     ///
     /// # Errors
     /// As Range.
     pub fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, MvccError> {
         let plan = plan(self, request)?;
+        plan.check_ranges(self)?;
         let mut responses = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
             if let Step::Operation(RequestOp { request: Some(Request::RequestRange(range)) }) = step {
@@ -165,6 +168,21 @@ impl<I: std::ops::Deref<Target = Index>> View<I> {
     }
 }
 
+impl Plan<'_> {
+    fn check_ranges(&self, state: &impl Compares) -> Result<(), MvccError> {
+        for step in &self.steps {
+            match step {
+                Step::Nested(nested) => nested.check_ranges(state)?,
+                Step::Operation(RequestOp { request: Some(Request::RequestRange(range)) }) => {
+                    state.check_range(range)?;
+                }
+                Step::Operation(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 impl WriteTxn<'_> {
     /// Runs a transaction.
     ///
@@ -172,19 +190,20 @@ impl WriteTxn<'_> {
     /// What refuses one of its operations; then nothing was changed, unless the tree itself failed.
     pub fn txn(&mut self, request: &TxnRequest, leases: &mut Leases) -> Result<TxnResponse, MvccError> {
         let plan = plan(self, request)?;
-        self.check(&plan, leases)?;
+        self.check_puts(&plan, leases)?;
+        plan.check_ranges(self)?;
         self.run(&plan, leases)
     }
 
-    fn check(&self, plan: &Plan<'_>, leases: &Leases) -> Result<(), MvccError> {
+    fn check_puts(&self, plan: &Plan<'_>, leases: &Leases) -> Result<(), MvccError> {
         for step in &plan.steps {
             match step {
-                Step::Nested(nested) => self.check(nested, leases)?,
-                Step::Operation(operation) => match &operation.request {
-                    Some(Request::RequestRange(range)) => self.check_range(range)?,
-                    Some(Request::RequestPut(put)) => self.check_put(put, leases)?,
-                    _ => {}
-                },
+                Step::Nested(nested) => self.check_puts(nested, leases)?,
+                Step::Operation(RequestOp { request: Some(Request::RequestPut(put)) }) => {
+                    self.check_previous(put)?;
+                    self.check_lease(put, leases)?;
+                }
+                Step::Operation(_) => {}
             }
         }
         Ok(())
@@ -215,6 +234,7 @@ impl WriteTxn<'_> {
             };
             responses.push(ResponseOp { response });
         }
-        Ok(TxnResponse { header: header(self.revision()), succeeded: plan.succeeded, responses })
+        // The outermost one's header is the gRPC layer's; those of nested ones are empty, as in etcd.
+        Ok(TxnResponse { header: header(0), succeeded: plan.succeeded, responses })
     }
 }

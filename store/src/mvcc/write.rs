@@ -61,13 +61,19 @@ impl<'a> WriteTxn<'a> {
         }
     }
 
-    /// What can refuse a put; afterwards [`Self::put`] cannot fail for a reason of the request's.
-    pub fn check_put(&self, request: &PutRequest, leases: &Leases) -> Result<(), MvccError> {
+    /// Refuses a put that keeps something of a version that is not there. After this and [`Self::check_lease`],
+    /// [`Self::put`] cannot fail for a reason of the request's.
+    pub fn check_previous(&self, request: &PutRequest) -> Result<(), MvccError> {
         if (request.ignore_value || request.ignore_lease)
             && self.index.get(&request.key, self.revision()).is_none()
         {
             return Err(MvccError::KeyNotFound);
         }
+        Ok(())
+    }
+
+    /// Refuses a put with a lease that is not there.
+    pub fn check_lease(&self, request: &PutRequest, leases: &Leases) -> Result<(), MvccError> {
         if request.lease != 0 && !leases.exists(request.lease) {
             return Err(MvccError::LeaseNotFound);
         }

@@ -104,6 +104,9 @@ pub struct Parts {
     pub events: std::sync::mpsc::Sender<Event>,
 }
 
+/// Entries whose application takes longer are counted, as in etcd.
+const SLOW_APPLY: Duration = Duration::from_millis(100);
+
 /// Readers of one ReadIndex round.
 struct Confirmed {
     /// What has to be applied before they may read.
@@ -524,6 +527,7 @@ impl Node {
     }
 
     fn apply(&mut self, entries: &[Entry]) -> Result<(), Stopped> {
+        let begun = self.parts.clock.now();
         for entry in entries {
             // A snapshot that was installed may be newer than the one that consensus knows of.
             if entry.index <= self.parts.state.applied() {
@@ -542,6 +546,9 @@ impl Node {
             }
         }
         if let Some(last) = entries.last() {
+            if self.parts.clock.now().saturating_sub(begun) > SLOW_APPLY {
+                self.parts.metrics.slow_applies.inc();
+            }
             self.parts.group.applied(last.index);
             let keep = if self.parts.state.members.read().len() > 1 { log_keep() } else { 0 };
             self.parts.group.shrink_log(keep);

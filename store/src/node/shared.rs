@@ -134,6 +134,10 @@ impl Shared {
         (!self.installing.swap(true, Ordering::Acquire)).then_some(InstallGate(&self.installing))
     }
 
+    pub fn is_installing(&self) -> bool {
+        self.installing.load(Ordering::Relaxed)
+    }
+
     pub(super) fn end_install(&self) {
         self.installing.store(false, Ordering::Release);
     }
@@ -147,7 +151,7 @@ impl Shared {
         self.wal_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn wal_written(&self) -> u64 {
+    pub fn wal_written(&self) -> u64 {
         self.wal_written.load(Ordering::Relaxed)
     }
 

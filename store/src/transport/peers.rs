@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender as EventSender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use keelson_component_base::tls;
@@ -17,11 +17,14 @@ use keelson_proto::peer::{
 };
 use keelson_raft::Message;
 use parking_lot::RwLock;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -29,7 +32,7 @@ use super::wire;
 use super::{REMOVED, SUPERSEDED};
 use crate::config::Url;
 use crate::membership::Members;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PeerCounters};
 use crate::node::{Event, LeaseAnswer, Network, SnapshotSender};
 use crate::snapshot::{Outgoing, SnapshotError};
 
@@ -41,6 +44,8 @@ const MAX_PEERS: usize = 64;
 /// Between two attempts to reach a peer.
 const BACKOFF: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_secs(5);
+/// Between two measurements of how far away a peer is, as in etcd.
+const PROBE: Duration = Duration::from_secs(4);
 /// A checksum reads everything.
 const HASH: Duration = Duration::from_secs(60);
 
@@ -67,6 +72,9 @@ struct Peer {
     dialed: Arc<RwLock<Vec<Url>>>,
     queue: mpsc::Sender<Vec<Message>>,
     client: PeerClient<Channel>,
+    /// Batches that could not be sent.
+    failed: Counter,
+    _probe: DropGuard,
 }
 
 pub struct Peers {
@@ -240,9 +248,15 @@ impl Peers {
         let _context = self.runtime.enter();
         let client = PeerClient::new(channel(dialed.clone(), &self.credentials));
         let (queue, receiver) = mpsc::channel(QUEUE);
-        let sender = MessageSender { peers: self.clone(), peer: id, client: client.clone(), queue: receiver };
+        let counters = self.metrics.peers.to(self.member, id);
+        let (failed, ended) = (counters.failed.clone(), CancellationToken::new());
+        let round_trips = counters.round_trip.clone();
+        self.runtime.spawn(ended.clone().run_until_cancelled_owned(probe(client.clone(), round_trips)));
+        let sender =
+            MessageSender { peers: self.clone(), peer: id, client: client.clone(), queue: receiver, counters };
         self.runtime.spawn(sender.run());
-        peers.insert(id, Peer { urls: urls.to_vec(), dialed, queue, client });
+        let _probe = ended.drop_guard();
+        peers.insert(id, Peer { urls: urls.to_vec(), dialed, queue, client, failed, _probe });
     }
 
     /// What members of its incarnation say as their cluster's id.
@@ -317,19 +331,33 @@ impl Peers {
     }
 }
 
+/// Measures again and again how long a peer takes to answer.
+async fn probe(mut client: PeerClient<Channel>, round_trips: Histogram) {
+    loop {
+        tokio::time::sleep(PROBE).await;
+        let begun = Instant::now();
+        if let Ok(Ok(_)) = tokio::time::timeout(PROBE, client.members(MembersRequest {})).await {
+            round_trips.observe(begun.elapsed().as_secs_f64());
+        }
+    }
+}
+
 /// Sends to one peer what is queued for it, until it is no peer any more.
 struct MessageSender {
     peers: Arc<Peers>,
     peer: u64,
     client: PeerClient<Channel>,
     queue: mpsc::Receiver<Vec<Message>>,
+    counters: PeerCounters,
 }
 
 impl MessageSender {
     async fn run(mut self) {
         let mut reachable = true;
         while let Some(first) = self.queue.recv().await {
+            self.counters.active.set(1);
             let ended = self.stream(first).await;
+            self.counters.active.set(0);
             if ended.is_ok() {
                 return;
             }
@@ -338,6 +366,7 @@ impl MessageSender {
                     tracing::warn!(peer = format!("{:x}", self.peer), error = error.message(), "lost a peer");
                 }
                 reachable = false;
+                self.counters.failed.inc();
                 let event = match error.message() {
                     REMOVED => Event::Removed,
                     SUPERSEDED => Event::Superseded { by: self.peer },
@@ -366,7 +395,7 @@ impl MessageSender {
                 let messages: Vec<_> =
                     messages.iter().filter_map(wire::encode).map(bytes::Bytes::from).collect();
                 let sent: usize = messages.iter().map(bytes::Bytes::len).sum();
-                self.peers.metrics.peer_sent.inc_by(sent as u64);
+                self.counters.sent.inc_by(sent as u64);
                 let (cluster_id, from) = (self.peers.cluster, self.peers.member);
                 let peer_urls = std::mem::take(&mut peer_urls);
                 let batch = MessageBatch { cluster_id, from, messages, peer_urls };
@@ -402,7 +431,9 @@ impl Network for PeerNetwork {
     fn send(&self, to: u64, messages: Vec<Message>) {
         if let Some(peer) = self.0.peers.read().get(&to) {
             // A full queue: dropped, as on a slow network.
-            let _ = peer.queue.try_send(messages);
+            if peer.queue.try_send(messages).is_err() {
+                peer.failed.inc();
+            }
         }
     }
 

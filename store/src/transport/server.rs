@@ -153,6 +153,7 @@ impl Peer for PeerService {
         let mut batches = request.into_inner();
         let mut membership = self.server.shared.watch_membership();
         let mut sender = None;
+        let mut received = None;
         loop {
             let batch = tokio::select! {
                 () = self.server.stopping.cancelled() => return Err(status::stopped()),
@@ -167,11 +168,14 @@ impl Peer for PeerService {
             self.check_cluster(batch.cluster_id)?;
             self.check_member(batch.from)?;
             if sender.replace(batch.from) != Some(batch.from) {
+                received = Some(self.server.metrics.peers.from(batch.from));
                 self.server.peers.introduce(batch.from, &batch.peer_urls);
             }
             let mut messages = Vec::with_capacity(batch.messages.len());
+            if let Some(received) = &received {
+                received.inc_by(batch.messages.iter().map(|bytes| bytes.len() as u64).sum());
+            }
             for bytes in &batch.messages {
-                self.server.metrics.peer_received.inc_by(bytes.len() as u64);
                 let message =
                     wire::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))?;
                 // A snapshot comes with its state, or not at all.

@@ -5,12 +5,16 @@
 mod client;
 mod cluster;
 mod durability;
+mod etcd;
+mod etcdctl;
 mod etcd_bugs;
 mod full_disk;
 mod harness;
 mod membership;
 mod operate;
+mod peer;
 mod protocol;
 mod recovery;
 mod secure;
+mod services;
 mod watch;

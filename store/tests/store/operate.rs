@@ -11,7 +11,8 @@ use keelson_proto::etcd::etcdserverpb::{
 use kube_store::mvcc::{Backend, SledBackend};
 use tonic::Code;
 
-use crate::harness::{self, Client, Member, eventually, free_port};
+use crate::etcd::Etcd;
+use crate::harness::{self, Client, Member, eventually};
 
 /// What etcdctl prints; it has to succeed.
 pub fn etcdctl(ports: &[u16], arguments: &[&str]) -> String {
@@ -26,46 +27,6 @@ pub fn etcdctl(ports: &[u16], arguments: &[&str]) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
-}
-
-/// Debian's etcd with nothing in it.
-struct Etcd {
-    child: std::process::Child,
-    port: u16,
-    _directory: tempfile::TempDir,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Etcd {
-    async fn start() -> Self {
-        let directory = tempfile::Builder::new().prefix("kube-store-test-").tempdir().unwrap();
-        let (port, peer) = (free_port(), free_port());
-        let url = |port| format!("http://127.0.0.1:{port}");
-        let child = Command::new("etcd")
-            .arg(format!("--data-dir={}", directory.path().display()))
-            .arg(format!("--listen-client-urls={}", url(port)))
-            .arg(format!("--advertise-client-urls={}", url(port)))
-            .arg(format!("--listen-peer-urls={}", url(peer)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let etcd = Self { child, port, _directory: directory };
-        let client = etcd.client();
-        eventually("etcd is ready", || async { client.get("x").await.ok() }).await;
-        etcd
-    }
-
-    fn client(&self) -> Client {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port));
-        Client::new(endpoint.unwrap().connect_lazy())
-    }
 }
 
 /// Puts, overwrites, deletes, transactions of several changes, leases.
@@ -89,7 +50,7 @@ pub async fn history(client: &Client) {
 
 #[tokio::test]
 async fn checksums_are_etcds() {
-    let (member, etcd) = (harness::single().await, Etcd::start().await);
+    let (member, etcd) = (harness::single().await, Etcd::start(&[]).await);
     let (ours, theirs) = (member.client(), etcd.client());
     history(&ours).await;
     history(&theirs).await;
