@@ -258,8 +258,7 @@ impl Plain {
         match path {
             "/metrics" => answer(StatusCode::OK, CONTENT_TYPE, self.registry.encode()),
             "/version" => {
-                let version =
-                    serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": format!("{CLUSTER_VERSION}.0") });
+                let version = serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": format!("{CLUSTER_VERSION}.0") });
                 answer(StatusCode::OK, JSON, version.to_string())
             }
             _ => unknown(request),

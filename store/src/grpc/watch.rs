@@ -194,7 +194,9 @@ impl Session {
     async fn request(&mut self, request: WatchRequest) -> Result<(), Ended> {
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request).await,
-            Some(RequestUnion::CancelRequest(request)) => match self.forget(request.watch_id) || self.lost.remove(&request.watch_id) {
+            Some(RequestUnion::CancelRequest(request)) => match self.forget(request.watch_id)
+                || self.lost.remove(&request.watch_id)
+            {
                 true => {
                     // What is queued for it is dropped when it is met.
                     let header = self.server.current_header();

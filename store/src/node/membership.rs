@@ -205,14 +205,17 @@ impl Node {
         if self.membership.end.is_some_and(|end| end <= now) {
             return Err(Stopped::Removed);
         }
-        // A member that was removed while it was away hears nothing more, and a learner has nothing to ask: whoever is
-        // without a leader for long asks whether it still is a member.
-        if self.parts.group.status().leader != 0 {
+        // A member that was removed while it was away hears nothing more, and one that does not vote never gives up the
+        // leader that it once had: whoever does not hear from a leader for long asks whether it still is a member.
+        let leader = self.parts.group.status().leader;
+        let silence = 2 * self.parts.election_ticks;
+        let hears = |id| self.membership.heard.get(&id).is_some_and(|at| *at + silence > now);
+        if leader == self.parts.member || (leader != 0 && hears(leader)) {
             self.membership.leaderless = None;
             self.membership.had_leader = true;
         } else {
             let since = *self.membership.leaderless.get_or_insert(now);
-            if now >= since.max(self.membership.asked) + 2 * self.parts.election_ticks {
+            if now >= since.max(self.membership.asked) + silence {
                 self.membership.asked = now;
                 let others = self.parts.state.members.read();
                 for id in others.keys().filter(|id| **id != self.parts.member) {

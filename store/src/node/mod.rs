@@ -22,7 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keelson_proto::etcd::storepb::Command;
 use keelson_raft::{
-    Dropped, Entry, EntryType, Group, Message, MessageType, Output, Role, SnapshotStatus, Write,
+    Dropped, Entry, EntryType, Group, HardState, Message, MessageType, Output, Role, SnapshotStatus, Write,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -129,6 +129,8 @@ pub struct Node {
     /// The last write queued, and the last that is durable.
     written: u64,
     persisted: u64,
+    /// What was left out of the log since the last write: a commit index.
+    left_out: Option<HardState>,
     /// Term of the last applied entry.
     applied_term: u64,
     /// A snapshot that was installed: its index, and the write that makes consensus know of it.
@@ -192,6 +194,7 @@ impl Node {
             leading: false,
             written: 0,
             persisted: 0,
+            left_out: None,
             applied_term,
             installed: None,
             failed_snapshots: Vec::new(),
@@ -419,10 +422,17 @@ impl Node {
         Ok(())
     }
 
-    /// Has a write made, if it has anything that must not be lost. Who needs nobody else to commit has nothing to do
-    /// before that is durable, and writes by itself: two changes of threads less for each write.
-    fn write(&mut self, write: Write) -> Result<(), Stopped> {
+    /// Has a write made, if it has anything that must not be lost. A commit index by itself may be, but not while entries
+    /// behind it are kept: a change of the membership is proposed only when the one before it is committed, and whoever
+    /// finds both in its log and knows of neither would stand for election with a majority that does not meet the others'.
+    ///
+    /// Who needs nobody else to commit has nothing to do before a write is durable, and makes it by itself: two changes of
+    /// threads less for each.
+    fn write(&mut self, mut write: Write) -> Result<(), Stopped> {
+        let left_out = self.left_out.take();
+        write.hard_state = write.hard_state.or(left_out);
         if !write.must_sync && self.persisted == self.written {
+            self.left_out = write.hard_state;
             return Ok(());
         }
         let by_itself = self.persisted == self.written && self.parts.group.is_sole_leader();

@@ -211,7 +211,9 @@ impl Ctl {
         let output = child.wait_with_output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8(text).unwrap();
-        text.lines().filter(|line| !line.starts_with("{\"level\"")).fold(String::new(), |text, line| text + line + "\n")
+        text.lines()
+            .filter(|line| !line.starts_with("{\"level\""))
+            .fold(String::new(), |text, line| text + line + "\n")
     }
 
     fn check(&self, (line, input, expected): &Case) {
@@ -273,7 +275,10 @@ async fn etcdctl_prints_what_it_prints_of_etcd() {
     ] {
         let (command, wanted) = (line(command), line(expected));
         let found = ctl.run(&command, "");
-        assert!(fits(found.trim_end(), wanted.trim_end()), "etcdctl {command} printed\n{found}\nand not\n{wanted}");
+        assert!(
+            fits(found.trim_end(), wanted.trim_end()),
+            "etcdctl {command} printed\n{found}\nand not\n{wanted}"
+        );
     }
     let leader = harness::leader(&members).await;
     let to = (leader + 1) % members.len();

@@ -137,14 +137,12 @@ async fn ask(client: &Client, request: Request, old: bool) -> Answer {
                 response.hash_revision = 0;
             })
         }
-        Request::Alarms => {
-            answer(maintenance.alarm(AlarmRequest::default()).await, |response| {
-                anonymous(&mut response.header);
-                if old {
-                    response.header = None;
-                }
-            })
-        }
+        Request::Alarms => answer(maintenance.alarm(AlarmRequest::default()).await, |response| {
+            anonymous(&mut response.header);
+            if old {
+                response.header = None;
+            }
+        }),
         Request::Watch { .. } | Request::Cancel { .. } | Request::Progress { .. } => {
             unreachable!("they go to a stream")
         }
@@ -202,8 +200,7 @@ impl Peers {
                     self.level().await?;
                     self.settle().await?;
                 }
-                let (ours, theirs) =
-                    tokio::join!(self.ours(request.clone()), self.theirs(request));
+                let (ours, theirs) = tokio::join!(self.ours(request.clone()), self.theirs(request));
                 if let Some(revision) = compaction
                     && ours.is_ok()
                 {

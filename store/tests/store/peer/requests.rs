@@ -20,8 +20,7 @@ pub const STREAMS: usize = 3;
 
 /// Few, so that requests meet. No more than six of them share a range that is sorted by something else: beyond that
 /// etcd's order of equals is chance.
-const KEYS: [&[u8]; 10] =
-    [b"a", b"a/1", b"a/2", b"a/2/x", b"a\xff", b"b", b"b\0", b"c", b"\xff\xff", b"\0"];
+const KEYS: [&[u8]; 10] = [b"a", b"a/1", b"a/2", b"a/2/x", b"a\xff", b"b", b"b\0", b"c", b"\xff\xff", b"\0"];
 const LEASES: [i64; 5] = [1, 2, 3, -7, i64::MAX];
 
 #[derive(Debug, Clone)]
@@ -36,13 +35,24 @@ pub enum Request {
     GrantBriefly(LeaseGrantRequest),
     Revoke(i64),
     KeepAlive(i64),
-    TimeToLive { id: i64, keys: bool },
+    TimeToLive {
+        id: i64,
+        keys: bool,
+    },
     Leases,
     HashKv(i64),
     Alarms,
-    Watch { stream: usize, create: WatchCreateRequest },
-    Cancel { stream: usize, id: i64 },
-    Progress { stream: usize },
+    Watch {
+        stream: usize,
+        create: WatchCreateRequest,
+    },
+    Cancel {
+        stream: usize,
+        id: i64,
+    },
+    Progress {
+        stream: usize,
+    },
 }
 
 pub struct Generator {
@@ -228,13 +238,7 @@ impl Generator {
         let range_end = if self.one_in(3) { self.end(&key) } else { Bytes::new() };
         let results =
             [CompareResult::Equal, CompareResult::Greater, CompareResult::Less, CompareResult::NotEqual];
-        Compare {
-            result: self.pick(&results) as i32,
-            target: target as i32,
-            key,
-            range_end,
-            target_union,
-        }
+        Compare { result: self.pick(&results) as i32, target: target as i32, key, range_end, target_union }
     }
 
     fn ops(&mut self, now: i64, depth: usize) -> Vec<RequestOp> {
