@@ -13,7 +13,7 @@ export KEELSON_ROOT
 DAEMONS := kube-store kube-apiserver kube-scheduler kube-controller-manager kubelet kube-proxy \
            keelson-dns keelson-network keelson-local kubeadm
 
-.PHONY: help up down demo-image build packages test-packages check fmt clippy unit e2e test soak-store bench fix
+.PHONY: help up down demo-image build packages test-packages check fmt clippy unit e2e test soak-store bench bench-store fix
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,8 +68,13 @@ soak-store: ## The store's real processes under load and faults (SECONDS=600 SEE
 	FAULTS_SECONDS=$(SECONDS) $(if $(SEED),FAULTS_SEED=$(SEED)) \
 	   cargo test -p kube-store --test faults -- --exact faults --nocapture
 
-bench: packages build ## Measure against the peers on this machine (ARGS="store --requests 500" for a part)
+bench: packages build ## Measure against the peers on this machine (ARGS="store --time 500ms" for a part)
 	@e2e/bench.sh $(ARGS)
+
+bench-store: test-packages ## The store's bars beside Debian's etcd (ARGS="store-load --time 1s" for a part)
+	cargo build --release -p kube-store
+	cargo build --release -p e2e --bin bench
+	@"$(RELEASE)/bench" $(or $(ARGS),store-load store-endurance churn)
 
 fix: ## Format and apply the lints' suggestions
 	cargo fmt --all

@@ -24,6 +24,9 @@ if [ "$(id -u)" -ne 0 ]; then
   echo "packages.sh: run as root, or install: ${missing[*]}" >&2
   exit 1
 fi
+# Two at once would find apt's lists locked.
+exec 9>/run/lock/keelson-packages
+flock 9
 echo "installing ${missing[*]}"
 # Daemons of these packages are not to be started by their installation, nor when the machine starts:
 # Keelson runs its own.
