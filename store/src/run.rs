@@ -362,6 +362,7 @@ async fn watch_space(
         let pause = if available < SPACE_SOON { SPACE_CHECK_SOON } else { SPACE_CHECK };
         tokio::select! {
             () = stopping.cancelled() => return,
+            () = server.look_at_space.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -42,9 +42,8 @@ impl Kv for Server {
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let request = request.into_inner();
         check::put(&request)?;
-        let size = request.encoded_len();
-        self.check_size(size)?;
-        self.check_space(size)?;
+        self.check_size(request.encoded_len())?;
+        self.check_space()?;
         self.metrics.put.inc();
         match self.propose(Operation::Put(request)).await? {
             (revision, Applied::Put(mut response)) => {
@@ -75,8 +74,7 @@ impl Kv for Server {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let request = request.into_inner();
         check::txn(&request, self.limits.txn_ops)?;
-        let size = request.encoded_len();
-        self.check_size(size)?;
+        self.check_size(request.encoded_len())?;
         self.metrics.txn.inc();
         let (revision, mut response) = if mvcc::is_read_only(&request) {
             if !mvcc::is_serializable(&request) {
@@ -90,7 +88,7 @@ impl Kv for Server {
             long(read).map_err(|error| self.read_failed(error))?
         } else {
             if check::puts(&request) {
-                self.check_space(size)?;
+                self.check_space()?;
             }
             match self.propose(Operation::Txn(request)).await? {
                 (revision, Applied::Txn(response)) => (revision, response),

@@ -22,7 +22,7 @@ impl Server {
         let event =
             if keep_alive { Event::KeepAlive { lease, reply } } else { Event::TimeToLive { lease, reply } };
         self.events.send(event).map_err(|_| Refused::Stopped)?;
-        answer.await.unwrap_or(Err(Refused::Stopped))
+        self.answered(answer).await
     }
 
     /// Asks whoever leads; should it just have changed, once more. One that is gone may be long in not answering, and
@@ -55,7 +55,7 @@ impl Lease for Service {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let mut request = request.into_inner();
-        self.check_space(0)?;
+        self.check_space()?;
         if request.ttl > crate::lease::MAX_TTL {
             return Err(status::lease_ttl_too_large());
         }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{AlarmType, ResponseHeader};
 use keelson_proto::etcd::storepb::command::Operation;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -43,6 +43,9 @@ pub const CLUSTER_VERSION: &str = "3.5";
 const MAX_IN_FLIGHT: usize = 20_000;
 /// Bytes of them, above which more are refused: all that may wait in memory while the disk or a quorum is away.
 const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;
+
+/// How much longer the node has than its own deadline.
+const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -68,6 +71,8 @@ pub struct Server {
     pub limits: Limits,
     /// Ends watches and keepalive streams.
     pub stopping: CancellationToken,
+    /// Has the space looked at now.
+    pub look_at_space: Notify,
     in_flight: InFlight,
     lease_serial: AtomicU64,
 }
@@ -146,6 +151,7 @@ impl Server {
             peers,
             limits,
             stopping,
+            look_at_space: Notify::new(),
             in_flight: InFlight::default(),
             lease_serial: AtomicU64::new(seed),
         })
@@ -173,14 +179,24 @@ impl Server {
         let flight = self.in_flight.begin(operation.encoded_len()).ok_or_else(status::too_many_requests)?;
         let (reply, answer) = oneshot::channel();
         self.send(Event::Propose { operation, reply })?;
-        let answer = answer.await;
+        let answer = self.answered(answer).await;
         drop(flight);
         match answer {
-            Ok(Ok((revision, Ok(response)))) => Ok((revision, response)),
-            Ok(Ok((_, Err(rejected)))) => Err(error::rejected(&rejected)),
-            Ok(Err(refused)) => Err(error::refused(refused)),
-            Err(_) => Err(status::stopped()),
+            Ok((revision, Ok(response))) => Ok((revision, response)),
+            Ok((_, Err(rejected))) => Err(error::rejected(&rejected)),
+            Err(refused) => Err(error::refused(refused)),
         }
+    }
+
+    /// Waits for the node's answer. It says itself when something takes too long, but not while it waits for its disk, as
+    /// that of a sole voter does.
+    async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, Refused>>) -> Result<T, Refused> {
+        let answer = async { answer.await.unwrap_or(Err(Refused::Stopped)) };
+        if !self.shared.is_sole() {
+            return answer.await;
+        }
+        let patience = self.limits.request_timeout + GRACE;
+        tokio::time::timeout(patience, answer).await.unwrap_or(Err(Refused::Timeout))
     }
 
     /// Waits until this member has everything that was committed before the call.
@@ -192,7 +208,7 @@ impl Server {
     pub async fn confirm(&self) -> Result<(), Status> {
         let (reply, answer) = oneshot::channel();
         self.send(Event::Read { reply })?;
-        answer.await.unwrap_or(Err(Refused::Stopped)).map_err(|refused| {
+        self.answered(answer).await.map_err(|refused| {
             self.metrics.failed_reads.inc();
             if matches!(refused, Refused::Timeout) {
                 self.metrics.slow_reads.inc();
@@ -217,10 +233,14 @@ impl Server {
         Status::internal("etcdserver: the state machine gave another kind of answer")
     }
 
-    /// Refuses what takes space while this member or another one has none, or when `size` more would be over the quota.
-    fn check_space(&self, size: usize) -> Result<(), Status> {
-        let full = self.state.store.in_use() + size as u64 > self.limits.quota;
-        if full || self.shared.no_space() || self.state.alarms.read().any(AlarmType::Nospace) {
+    /// Refuses what takes space while this member or another one has none.
+    fn check_space(&self) -> Result<(), Status> {
+        if self.shared.no_space() || self.state.alarms.read().any(AlarmType::Nospace) {
+            return Err(status::no_space());
+        }
+        if self.state.store.in_use() > self.limits.quota {
+            // Not noticed yet by who looks now and then.
+            self.look_at_space.notify_one();
             return Err(status::no_space());
         }
         Ok(())

@@ -253,8 +253,11 @@ async fn the_quota_refuses_writes_until_there_is_room() {
         (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
     );
     assert!(client.get("k").await.is_ok());
-    let alarms = client.maintenance.clone().alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
-    assert_eq!(alarms.len(), 1);
+    harness::eventually("the alarm is raised", || async {
+        let alarms = client.maintenance.clone().alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
+        (alarms.len() == 1).then_some(())
+    })
+    .await;
     let check = |path: &str, status: u16, body: &str| {
         let answer = get(member.client_port, path);
         assert!(
