@@ -23,11 +23,12 @@ impl Totals {
             ("revisions", verdict.revisions),
             ("acknowledged writes", verdict.acknowledged),
             ("unknown writes that happened", verdict.unknown_applied),
-            ("unknown writes that did not, or not yet", verdict.open.len()),
             ("leases that ended", verdict.expired),
         ] {
             *self.found.entry(what).or_default() += count;
         }
+        // Those of all rounds before are among them.
+        self.found.insert("unknown writes that did not", verdict.open.len());
     }
 
     /// `logs`: of all members.
