@@ -86,10 +86,7 @@ pub fn note(env: &Env, directory: &Path) -> Result<Option<Rejoining>, JoinError>
 }
 
 /// Leaves the peer URLs that are known, for [`look`] to ask: they may have changed since the last snapshot.
-///
-/// # Errors
-/// The disk's.
-pub fn remember<'a>(
+fn remember<'a>(
     env: &Env,
     directory: &Path,
     urls: impl Iterator<Item = &'a String>,
@@ -211,9 +208,10 @@ pub fn begin_again(
     answers: &[Answer],
 ) -> Result<Option<Rejoining>, JoinError> {
     let answer = match judge(identity.cluster, 0, answers) {
-        Verdict::Current => return Ok(None),
+        // A majority that lives knows what became of this member.
+        Verdict::Current | Verdict::Parted(_) => return Ok(None),
         Verdict::Contested => return Err(JoinError::Contested),
-        Verdict::Parted(answer) | Verdict::Superseded(answer) => answer,
+        Verdict::Superseded(answer) => answer,
     };
     let note = awaited(config, identity, 0, &answer)?;
     let directory = config.data_directory();
@@ -317,6 +315,34 @@ fn set_aside(env: &Env, directory: &Path, note: &Rejoining) -> Result<(), JoinEr
          that one with nothing. Remove what was kept when nobody needs it any more"
     );
     Ok(())
+}
+
+/// Ends when a member that runs, without a leader, has been told that its cluster was superseded and found that to be so.
+pub async fn found_superseded(server: Arc<Server>, config: &Config, env: &Env) {
+    let mut told = server.shared.watch_superseded();
+    let directory = config.data_directory();
+    while told.changed().await.is_ok() {
+        let (incarnation, known) = {
+            let members = server.state.members.read();
+            let others = members.values().filter(|other| other.id != server.member);
+            let known: Vec<String> = others.flat_map(|other| other.peer_urls.clone()).collect();
+            (members.incarnation().id, known)
+        };
+        let urls = known.iter().filter_map(|url| url.parse().ok());
+        let enough = |answer: &Answer| lives(answer, server.cluster, incarnation);
+        let answers = ask_all(urls, &config.peer_credentials(), enough).await;
+        if matches!(judge(server.cluster, incarnation, &answers), Verdict::Superseded(_))
+            && server.shared.leader() == 0
+        {
+            if let Err(error) = remember(env, &directory, known.iter()) {
+                tracing::warn!(%error, "cannot note who told this member that its cluster was superseded");
+            }
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    // Nobody is there to tell any more: the node has ended.
+    std::future::pending().await
 }
 
 /// Joins, and asks to be added if nobody did: it takes as long as it takes.

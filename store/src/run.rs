@@ -135,15 +135,21 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
     }
     background.spawn(watch_space(server.clone(), config.data_directory(), env.clone(), stopping.clone()));
 
-    let (ended, mut node_ended) = oneshot::channel();
+    let (node_ends, mut node_ended) = oneshot::channel();
     std::thread::spawn(move || {
         let result = node.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // Nobody waits any more once the process drains.
-        let _ = ended.send(result);
+        let _ = node_ends.send(result);
     });
     let mut inconsistent = None;
+    let mut ended = Ended::Stopped;
     let failed = tokio::select! {
         () = signalled.cancelled() => None,
+        () = rejoin::found_superseded(server.clone(), config, &env) => {
+            ended = Ended::Superseded;
+            tracing::warn!("{}: it begins anew", crate::transport::SUPERSEDED);
+            None
+        }
         Ok(error) = &mut refused => {
             inconsistent = Some(error);
             None
@@ -183,23 +189,13 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
         );
         return Ok(Ended::Stopped);
     }
-    if let Err(Stopped::Superseded) = result {
-        let members = server.state.members.read().clone();
-        let others = members.values().filter(|other| other.id != server.member);
-        rejoin::remember(&env, &config.data_directory(), others.flat_map(|other| &other.peer_urls))?;
-        tracing::warn!(
-            "{}, as another member says: it begins anew, and asks around",
-            crate::transport::SUPERSEDED
-        );
-        return Ok(Ended::Superseded);
-    }
     drop(lock);
     if result.is_err() {
         advise(config, &env);
     }
     tracing::info!("stopped");
     result?;
-    inconsistent.map_or(Ok(Ended::Stopped), |error| Err(error.into()))
+    inconsistent.map_or(Ok(ended), |error| Err(error.into()))
 }
 
 /// Says what to do about an end that a full disk may have brought about.

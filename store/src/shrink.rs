@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The last compaction is so long ago that no other follows on it: a smaller excess is worth the work then.
 const REST: Duration = Duration::from_secs(3);
 
-/// Bytes that a tree may take besides, while compactions follow each other; at rest an eighth of that.
+/// Bytes that a tree may take besides, while compactions follow each other; at rest a sixteenth of that.
 fn slack() -> u64 {
     const SLACK: u64 = 32 << 20;
     // Tests need not write that much.
@@ -68,7 +68,7 @@ pub enum Occasion {
 fn bound(occasion: Occasion, in_use: u64, least: u64) -> u64 {
     match occasion {
         Occasion::Compacted => 2 * in_use.max(least) + slack(),
-        Occasion::Rest => (in_use + in_use / 2).max(least + least / 4) + slack() / 8,
+        Occasion::Rest => (in_use + in_use / 2).max(least + least / 8) + slack() / 16,
         Occasion::Asked => in_use + in_use / 2,
     }
 }
@@ -189,9 +189,9 @@ mod tests {
         for (occasion, in_use, least, expected) in [
             (Occasion::Compacted, 100, 0, 232),
             (Occasion::Compacted, 100, 150, 332),
-            (Occasion::Rest, 100, 0, 154),
-            (Occasion::Rest, 100, 150, 191),
-            (Occasion::Rest, 0, 0, 4),
+            (Occasion::Rest, 100, 0, 152),
+            (Occasion::Rest, 100, 150, 170),
+            (Occasion::Rest, 0, 0, 2),
             (Occasion::Asked, 100, 150, 150),
         ] {
             let found = bound(occasion, in_use * MIB, least * MIB) / MIB;

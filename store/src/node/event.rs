@@ -36,8 +36,6 @@ pub enum Stopped {
     Install(#[source] snapshot::SnapshotError),
     #[error("the member has been permanently removed from the cluster")]
     Removed,
-    #[error("another member says that this one's cluster was superseded")]
-    Superseded,
 }
 
 /// Seconds.

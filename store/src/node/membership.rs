@@ -35,8 +35,6 @@ pub(super) struct Membership {
     leaderless: Option<u64>,
     /// The tick at which the others were asked whether this one still is a member.
     asked: u64,
-    /// There was a leader in this life.
-    had_leader: bool,
     /// The tick at which it was last said that there are two clusters.
     warned: Option<u64>,
 }
@@ -135,25 +133,22 @@ impl Node {
     }
 
     /// Another member says that it belongs to a later incarnation. One that has a leader has a majority behind it, and
-    /// goes on; otherwise it ends, to ask around before it does anything else.
-    pub(super) fn superseded(&mut self, by: u64) -> Result<(), Stopped> {
+    /// goes on; otherwise it asks around ([`crate::rejoin`]), since anybody could say so.
+    pub(super) fn superseded(&mut self, by: u64) {
         self.membership.lose(by);
         self.parts.group.unreachable(by);
-        let now = self.now;
-        let patience = 2 * self.parts.election_ticks;
-        let alone = self.membership.leaderless.is_some_and(|since| now >= since + patience);
-        if self.parts.group.status().leader == 0 && (alone || !self.membership.had_leader) {
-            return Err(Stopped::Superseded);
+        if self.parts.group.status().leader == 0 {
+            self.parts.shared.hear_of_successor();
+            return;
         }
-        if self.membership.warned.is_none_or(|at| now >= at + self.parts.request_ticks) {
-            self.membership.warned = Some(now);
+        if self.membership.warned.is_none_or(|at| self.now >= at + self.parts.request_ticks) {
+            self.membership.warned = Some(self.now);
             tracing::error!(
                 member = format!("{by:x}"),
                 "--force-new-cluster made a new cluster of a member although a majority of this one lives: two clusters serve \
                  clients. Stop that member and remove its data, or stop all members of this one and start them again"
             );
         }
-        Ok(())
     }
 
     /// Applies an entry that changes the configuration.
@@ -212,7 +207,6 @@ impl Node {
         let hears = |id| self.membership.heard.get(&id).is_some_and(|at| *at + silence > now);
         if leader == self.parts.member || (leader != 0 && hears(leader)) {
             self.membership.leaderless = None;
-            self.membership.had_leader = true;
         } else {
             let since = *self.membership.leaderless.get_or_insert(now);
             if now >= since.max(self.membership.asked) + silence {

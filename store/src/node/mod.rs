@@ -236,7 +236,7 @@ impl Node {
             }
             Event::Membership { change, reply } => self.change_membership(change, reply),
             Event::Removed => self.leave(),
-            Event::Superseded { by } => self.superseded(by)?,
+            Event::Superseded { by } => self.superseded(by),
             Event::SnapshotReceived { message } => {
                 self.received = true;
                 if let Err(error) = self.parts.group.step(*message) {

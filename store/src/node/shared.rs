@@ -21,6 +21,8 @@ pub struct Shared {
     learner: AtomicBool,
     /// The log's index of the last change of the membership that was applied.
     membership: watch::Sender<u64>,
+    /// How often another member said, while there was no leader, that it belongs to a later incarnation.
+    superseded: watch::Sender<u64>,
     /// Whether a snapshot was received and is not installed yet.
     installing: AtomicBool,
 }
@@ -57,6 +59,7 @@ impl Default for Shared {
             low_space: AtomicBool::new(false),
             learner: AtomicBool::new(false),
             membership: watch::Sender::new(0),
+            superseded: watch::Sender::new(0),
             installing: AtomicBool::new(false),
         }
     }
@@ -127,6 +130,15 @@ impl Shared {
     /// Follows the index of the last change of the membership.
     pub fn watch_membership(&self) -> watch::Receiver<u64> {
         self.membership.subscribe()
+    }
+
+    pub(super) fn hear_of_successor(&self) {
+        self.superseded.send_modify(|times| *times += 1);
+    }
+
+    /// Follows what others say of a later incarnation of the cluster. It is hearsay.
+    pub fn watch_superseded(&self) -> watch::Receiver<u64> {
+        self.superseded.subscribe()
     }
 
     /// None: another snapshot is being installed.

@@ -2,6 +2,8 @@
 //! themselves, whenever they are killed. Nobody gives up data on one peer's word, or against a majority that lives.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -222,7 +224,10 @@ async fn a_majority_that_lives_is_not_given_up() {
 }
 
 /// Listens in a member's place, and says the worst.
-struct Liar;
+#[derive(Clone, Default)]
+struct Liar {
+    told: Arc<AtomicUsize>,
+}
 
 fn superseded<T>() -> Result<Response<T>, Status> {
     Err(Status::failed_precondition(
@@ -236,6 +241,7 @@ impl Peer for Liar {
         &self,
         _: Request<Streaming<MessageBatch>>,
     ) -> Result<Response<MessagesResponse>, Status> {
+        self.told.fetch_add(1, Ordering::Relaxed);
         superseded()
     }
 
@@ -278,10 +284,12 @@ async fn nobody_gives_up_data_on_a_peers_word() {
     members[0].kill();
     let address: SocketAddr = format!("127.0.0.1:{}", members[0].peer_port).parse().unwrap();
     let listener = TcpListener::bind(address).await.unwrap();
-    let liar = tokio::spawn(async move {
+    let liar = Liar::default();
+    let lying = liar.clone();
+    let lies = tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let service = TowerToHyperService::new(PeerServer::new(Liar));
+            let service = TowerToHyperService::new(PeerServer::new(lying.clone()));
             let builder = auto::Builder::new(TokioExecutor::new());
             tokio::spawn(async move {
                 // Whoever called may end the connection as it likes.
@@ -291,14 +299,20 @@ async fn nobody_gives_up_data_on_a_peers_word() {
     });
     eventually("the others go on", || async { members[1].client().put("a", "2").await.ok() }).await;
     members[2].kill();
-    eventually("without a leader it asks around", || async {
-        members[1].log().contains("it begins anew, and asks around").then_some(())
+    eventually("it is told, and has no leader", || async {
+        members[1].log().contains("has no leader").then_some(())
     })
     .await;
+    let told = liar.told.load(Ordering::Relaxed);
+    eventually("it is told again", || async { (liar.told.load(Ordering::Relaxed) > told + 3).then_some(()) })
+        .await;
     assert!(members[1].runs());
     members[2].start();
     eventually("they go on", || async { members[1].client().put("b", "3").await.ok() }).await;
     assert_eq!(members[1].client().get("a").await.unwrap().unwrap(), b"2");
     assert_eq!((aside(&members[1]), aside(&members[2])), (0, 0));
-    liar.abort();
+    for member in &members[1..] {
+        assert!(!member.log().contains("it begins anew"), "it asked first");
+    }
+    lies.abort();
 }
