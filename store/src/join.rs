@@ -114,27 +114,59 @@ pub fn mark_removed(env: &Env, directory: &Path) -> Result<(), JoinError> {
     note(env, directory, GONE)
 }
 
+/// What a data directory says of who its member is.
+pub enum Found {
+    Known(Identity),
+    /// It began a cluster, and was interrupted.
+    Begun,
+    /// It was made to join one, and has nothing yet.
+    Joining,
+    Nothing,
+}
+
+/// Looks into a data directory.
+///
+/// # Errors
+/// That its member was removed, and the disk's.
+pub fn find(env: &Env, directory: &Path) -> Result<Found, JoinError> {
+    let member = directory.join("member");
+    let list =
+        |path: &Path| env.disk.list(path).map_err(|error| JoinError::Directory(directory.to_owned(), error));
+    let names = list(&member)?;
+    let has = |name: &str| names.iter().any(|found| found == name);
+    if has(GONE) {
+        return Err(JoinError::Removed(directory.to_owned()));
+    }
+    let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
+    Ok(match wal::identity(&*env.disk, &member.join("wal"))? {
+        Some(identity) if begun || !has(JOINING) => Found::Known(identity),
+        Some(_) => Found::Joining,
+        None if begun => Found::Begun,
+        None => Found::Nothing,
+    })
+}
+
+/// Marks a data directory as one of a member that joins, before it has anything else.
+///
+/// # Errors
+/// The disk's.
+pub fn mark_joining(env: &Env, directory: &Path) -> Result<(), JoinError> {
+    note(env, directory, JOINING)
+}
+
 /// Finds out who this member is.
 ///
 /// # Errors
 /// That it may not start, or cannot yet.
 pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     let directory = config.data_directory();
-    let member = directory.join("member");
-    let list =
-        |path: &Path| env.disk.list(path).map_err(|error| JoinError::Directory(directory.clone(), error));
-    let names = list(&member)?;
-    let has = |name: &str| names.iter().any(|found| found == name);
-    if has(GONE) {
-        return Err(JoinError::Removed(directory));
-    }
-    let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
-    match wal::identity(&*env.disk, &member.join("wal"))? {
-        Some(identity) if begun || !has(JOINING) => Ok(Origin::Known(identity)),
-        None if config.initial_cluster_state == ClusterState::New || begun => bootstrap(config).await,
-        _ => {
+    match find(env, &directory)? {
+        Found::Known(identity) => Ok(Origin::Known(identity)),
+        Found::Begun => bootstrap(config).await,
+        Found::Nothing if config.initial_cluster_state == ClusterState::New => bootstrap(config).await,
+        Found::Nothing | Found::Joining => {
             let origin = join(config).await?;
-            note(env, &directory, JOINING)?;
+            mark_joining(env, &directory)?;
             Ok(origin)
         }
     }

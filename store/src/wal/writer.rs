@@ -94,17 +94,14 @@ pub fn writer<O: Observer>(wal: Wal, observer: O) -> (WalHandle, Writer<O>) {
 /// # Errors
 /// The system's refusal to start a thread.
 pub fn spawn(
-    wal: Wal,
-    observer: impl Observer + 'static,
+    mut writer: Writer<impl Observer + 'static>,
     report: impl Fn(Report) + Send + 'static,
-) -> io::Result<(WalHandle, thread::JoinHandle<()>)> {
-    let (handle, mut writer) = writer(wal, observer);
-    let thread = thread::Builder::new().name("wal".into()).stack_size(256 << 10).spawn(move || {
+) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("wal".into()).stack_size(256 << 10).spawn(move || {
         if let Err(error) = writer.run(&report) {
             report(Report::Failed(error));
         }
-    })?;
-    Ok((handle, thread))
+    })
 }
 
 impl<O: Observer> Writer<O> {
