@@ -143,11 +143,43 @@ pub fn mark_removed(env: &Env, directory: &Path) -> Result<(), JoinError> {
     note(env, directory, GONE)
 }
 
-/// Marks a data directory as one of a member that joins.
+/// What a data directory says of who its member is.
+pub enum Found {
+    Known(Identity),
+    /// It began a cluster, and was interrupted.
+    Begun,
+    /// It was made to join one, and has nothing yet.
+    Joining(Identity),
+    Nothing,
+}
+
+/// Looks into a data directory.
+///
+/// # Errors
+/// That its member was removed, and the disk's.
+pub fn find(env: &Env, directory: &Path) -> Result<Found, JoinError> {
+    let member = directory.join("member");
+    let list =
+        |path: &Path| env.disk.list(path).map_err(|error| JoinError::Directory(directory.to_owned(), error));
+    let names = list(&member)?;
+    let has = |name: &str| names.iter().any(|found| found == name);
+    if has(GONE) {
+        return Err(JoinError::Removed(directory.to_owned()));
+    }
+    let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
+    Ok(match wal::identity(&*env.disk, &member.join("wal"))? {
+        Some(identity) if begun || !has(JOINING) => Found::Known(identity),
+        Some(identity) => Found::Joining(identity),
+        None if begun => Found::Begun,
+        None => Found::Nothing,
+    })
+}
+
+/// Marks a data directory as one of a member that joins, before it has anything else.
 ///
 /// # Errors
 /// The disk's.
-pub(crate) fn mark_joining(env: &Env, directory: &Path) -> Result<(), JoinError> {
+pub fn mark_joining(env: &Env, directory: &Path) -> Result<(), JoinError> {
     note(env, directory, JOINING)
 }
 
@@ -157,20 +189,17 @@ pub(crate) fn mark_joining(env: &Env, directory: &Path) -> Result<(), JoinError>
 /// That it may not start, or cannot yet.
 pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     let directory = config.data_directory();
-    let member = directory.join("member");
-    let list =
-        |path: &Path| env.disk.list(path).map_err(|error| JoinError::Directory(directory.clone(), error));
-    let names = list(&member)?;
-    let has = |name: &str| names.iter().any(|found| found == name);
-    if has(GONE) {
-        return Err(JoinError::Removed(directory));
-    }
-    let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
-    let known = wal::identity(&*env.disk, &member.join("wal"))?;
+    let found = find(env, &directory)?;
     if config.force_new_cluster {
         rejoin::forget(env, &directory)?;
     }
     if let Some(note) = rejoin::note(env, &directory)? {
+        let (known, begun) = match &found {
+            Found::Known(identity) => (Some(*identity), true),
+            Found::Begun => (None, true),
+            Found::Joining(identity) => (Some(*identity), false),
+            Found::Nothing => (None, false),
+        };
         let superseded = known.is_some_and(|known| known.member == note.member);
         if superseded {
             rejoin::leave(env, &directory, &note)?;
@@ -179,19 +208,18 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
             return rejoin::join(config, env, note).await;
         }
     }
-    match known {
-        Some(identity) if begun || !has(JOINING) => {
-            if config.force_new_cluster {
-                rejoin::check_majority_lost(config, env, identity).await?;
-                return Ok(Origin::Known(identity));
-            }
-            match rejoin::look(config, env, identity).await? {
-                Some(note) => rejoin::join(config, env, note).await,
-                None => Ok(Origin::Known(identity)),
-            }
+    match found {
+        Found::Known(identity) if config.force_new_cluster => {
+            rejoin::check_majority_lost(config, env, identity).await?;
+            Ok(Origin::Known(identity))
         }
-        None if config.initial_cluster_state == ClusterState::New || begun => bootstrap(config, env).await,
-        _ => {
+        Found::Known(identity) => match rejoin::look(config, env, identity).await? {
+            Some(note) => rejoin::join(config, env, note).await,
+            None => Ok(Origin::Known(identity)),
+        },
+        Found::Begun => bootstrap(config, env).await,
+        Found::Nothing if config.initial_cluster_state == ClusterState::New => bootstrap(config, env).await,
+        Found::Nothing | Found::Joining(_) => {
             let origin = join(config).await?;
             mark_joining(env, &directory)?;
             Ok(origin)

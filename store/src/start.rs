@@ -21,7 +21,7 @@ use crate::join::{JoinError, Origin, initial_members, mark_removed};
 use crate::membership::Members;
 use crate::metrics::{Metrics, StateCollector, WalObserver};
 use crate::mvcc::{Backend, BackendError, Index, Loaded, Store, Values};
-use crate::node::{Event, Node, Parts, Shared, Stopped};
+use crate::node::{Event, Network, Node, Parts, Shared, Stopped};
 use crate::recovery::{self, RecoveryError};
 use crate::shrink::Shrinker;
 use crate::snapshot::{self, SnapshotError, Snapshots};
@@ -140,6 +140,122 @@ pub fn open(env: &Env, directory: &Path, origin: &Origin) -> Result<Disks, Start
     Ok(Disks { snapshots, trees, backend, loaded, wal, recovered })
 }
 
+/// Ticks in a heartbeat interval: the finer, the less often elections tie.
+pub const TICKS: u64 = 2;
+
+/// What a member is to be, apart from what its disk says.
+pub struct Setup<'a> {
+    pub directory: &'a Path,
+    pub origin: &'a Origin,
+    /// The members as the configuration names them: for a tree of a version that could not change the membership.
+    pub configured: Members,
+    pub heartbeat: Duration,
+    /// The least election timeout.
+    pub election: Duration,
+    /// After which a request fails.
+    pub request_timeout: Duration,
+    pub strict_reconfig_check: bool,
+    pub max_learners: u32,
+}
+
+impl Setup<'_> {
+    pub fn tick(&self) -> Duration {
+        self.heartbeat / TICKS as u32
+    }
+}
+
+/// A member that is put together and does not run: its loop, and what its threads do. A simulation steps them; a process
+/// has a thread for each.
+pub struct Built<N> {
+    pub node: Node,
+    pub network: N,
+    pub wal: wal::Writer,
+    pub keeper: snapshot::Worker,
+    pub state: Arc<State>,
+    pub shared: Arc<Shared>,
+    pub snapshots: Arc<Mutex<Snapshots>>,
+}
+
+/// Reads what is on the disk and puts a member together; its events come from `events`' other end.
+///
+/// # Errors
+/// Anything on disk that cannot be used.
+pub fn build<N: Network + Clone + 'static>(
+    env: &Env,
+    setup: Setup<'_>,
+    metrics: &Arc<Metrics>,
+    network: impl FnOnce(&State) -> N,
+    events: &Sender<Event>,
+) -> Result<Built<N>, StartError> {
+    let Identity { cluster, member } = setup.origin.identity();
+    let Disks { snapshots, trees, backend, loaded, wal, recovered } =
+        open(env, setup.directory, setup.origin)?;
+    let (applied, applied_term) = loaded.applied;
+    let values = Values::new(backend, applied);
+    let store = Store::new(loaded.index, values, loaded.in_use);
+    let (tick, fallback) = (setup.tick(), fallback_members(setup.origin, setup.configured));
+    let state = State::new(store, loaded.leases, fallback, applied)?;
+    if state.members.read().is_removed(member) {
+        mark_removed(env, setup.directory)?;
+        return Err(JoinError::Removed(setup.directory.to_owned()).into());
+    }
+    let initial = initial(recovered, state.members.read().conf_state(), applied);
+    tracing::info!(
+        applied,
+        entries = initial.entries.len(),
+        revision = state.store.revision(),
+        keys = state.store.key_count(),
+        "read the state"
+    );
+    let shared = Arc::new(Shared::default());
+    let observer = WalObserver { metrics: metrics.clone(), shared: shared.clone() };
+    let (wal, writer) = wal::writer(wal, observer);
+    let snapshots = Arc::new(Mutex::new(snapshots));
+    let (keeper, worker) =
+        snapshot::worker(snapshots.clone(), state.clone(), cluster, Shrinker::new(trees.clone()));
+    if state.store.compacted() > 0 {
+        // What an earlier life compacted and may not have removed.
+        keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
+    }
+    let election_ticks = (setup.election.as_nanos() / tick.as_nanos().max(1)) as usize;
+    let group_config = keelson_raft::Config {
+        id: member,
+        heartbeat_ticks: TICKS as usize,
+        election_ticks,
+        seed: env.seed,
+        max_message: 1 << 20,
+        max_uncommitted: 64 << 20,
+        joining: matches!(setup.origin, Origin::Join { lost: true, .. }),
+    };
+    let group = Group::new(&group_config, initial)?;
+    let network = network(&state);
+    let node = Node::new(
+        Parts {
+            member,
+            cluster,
+            epoch: env.seed,
+            group,
+            state: state.clone(),
+            shared: shared.clone(),
+            wal,
+            keeper,
+            snapshots: snapshots.clone(),
+            install: Box::new(move |state, snapshots| install(&trees, state, snapshots)),
+            network: Box::new(network.clone()),
+            clock: env.clock.clone(),
+            metrics: metrics.clone(),
+            tick,
+            request_ticks: (setup.request_timeout.as_millis() / tick.as_millis().max(1)) as u64,
+            election_ticks: election_ticks as u64,
+            strict_reconfig_check: setup.strict_reconfig_check,
+            max_learners: setup.max_learners,
+            events: events.clone(),
+        },
+        applied_term,
+    );
+    Ok(Built { node, network, wal: writer, keeper: worker, state, shared, snapshots })
+}
+
 /// A member that is up.
 pub struct Running {
     pub server: Arc<Server>,
@@ -165,9 +281,6 @@ pub(crate) fn lock(directory: &Path) -> Result<fs::File, StartError> {
     }
 }
 
-/// Ticks in a heartbeat interval: the finer, the less often elections tie.
-pub const TICKS: u64 = 2;
-
 /// Starts a member. Must be called inside the runtime.
 ///
 /// # Errors
@@ -190,32 +303,39 @@ pub fn start(
         data = %directory.display(),
         "starting"
     );
+    let configured = config
+        .members()
+        .map_or_else(|_| Members::default(), |(_, named)| Members::bootstrap(initial_members(&named)));
     if config.force_new_cluster {
         let disks = open(env, &directory, origin)?;
-        recovery::force_new_cluster(disks, origin.identity(), fallback_members(config, origin)?, env.seed)?;
+        let members = fallback_members(origin, configured.clone());
+        recovery::force_new_cluster(disks, origin.identity(), members, env.seed)?;
     }
-    let Disks { snapshots, trees, backend, loaded, wal, recovered } = open(env, &directory, origin)?;
-    let (applied, applied_term) = loaded.applied;
-    let members = fallback_members(config, origin)?;
-    let values = Values::new(backend, applied);
-    let store = Store::new(loaded.index, values.clone(), loaded.in_use);
-    let state = State::new(store, loaded.leases, members, applied)?;
-    if state.members.read().is_removed(member) {
-        mark_removed(env, &directory)?;
-        return Err(JoinError::Removed(directory).into());
-    }
-    let initial = initial(recovered, state.members.read().conf_state(), applied);
-    tracing::info!(
-        applied,
-        entries = initial.entries.len(),
-        revision = state.store.revision(),
-        keys = state.store.key_count(),
-        "read the state"
-    );
-
-    let (events, receiver) = channel();
-    let shared = Arc::new(Shared::default());
     let metrics = Metrics::new(registry);
+    let limits = limits(config);
+    let setup = Setup {
+        directory: &directory,
+        origin,
+        configured,
+        heartbeat: Duration::from_millis(config.heartbeat_interval),
+        election: Duration::from_millis(config.election_timeout),
+        request_timeout: limits.request_timeout,
+        strict_reconfig_check: config.strict_reconfig_check,
+        max_learners: config.max_learners,
+    };
+    let (events, inbox) = channel();
+    let network = |state: &State| {
+        let peers_config = PeersConfig {
+            cluster: peer_cluster(cluster, state.members.read().incarnation().id),
+            member,
+            peer_urls: config.initial_advertise_peer_urls.clone(),
+            credentials: config.peer_credentials(),
+        };
+        PeerNetwork(Peers::new(peers_config, events.clone(), metrics.clone()))
+    };
+    let Built { node, network, wal, keeper, state, shared, snapshots } =
+        build(env, setup, &metrics, network, &events)?;
+    let peers = network.0;
     let collector = StateCollector {
         state: state.clone(),
         shared: shared.clone(),
@@ -228,7 +348,9 @@ pub fn start(
         let (measured, room, failed) = (metrics.clone(), events.clone(), events.clone());
         // The node may be gone: then nobody needs to know.
         let (disk, place) = (env.disk.clone(), directory.clone());
-        values
+        state
+            .store
+            .values
             .spawn(
                 // An error is not taken for a full disk.
                 move || disk.available(&place).map_or(true, |available| available >= TREE_SPACE),
@@ -238,66 +360,13 @@ pub fn start(
             )
             .map_err(StartError::Thread)?
     };
-    let observer = WalObserver { metrics: metrics.clone(), shared: shared.clone() };
     let wal_events = events.clone();
-    let report = move |report| drop(wal_events.send(Event::Wal(report)));
-    let (wal, wal_thread) = wal::spawn(wal, observer, report).map_err(StartError::Thread)?;
-    let snapshots = Arc::new(Mutex::new(snapshots));
+    let wal = wal::spawn(wal, move |report| drop(wal_events.send(Event::Wal(report))))
+        .map_err(StartError::Thread)?;
     let keeper_events = events.clone();
-    let report = move |report| drop(keeper_events.send(Event::Keeper(report)));
-    let (keeper, _) =
-        snapshot::spawn(snapshots.clone(), state.clone(), cluster, Shrinker::new(trees.clone()), report)
-            .map_err(StartError::Thread)?;
-    if state.store.compacted() > 0 {
-        // What an earlier life compacted and may not have removed.
-        keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
-    }
-    let peers_config = PeersConfig {
-        cluster: peer_cluster(cluster, state.members.read().incarnation().id),
-        member,
-        peer_urls: config.initial_advertise_peer_urls.clone(),
-        credentials: config.peer_credentials(),
-    };
-    let peers = Peers::new(peers_config, events.clone(), metrics.clone());
-
-    let tick = Duration::from_millis(config.heartbeat_interval) / TICKS as u32;
-    let election_ticks = (config.election_timeout * TICKS / config.heartbeat_interval) as usize;
-    let group_config = keelson_raft::Config {
-        id: member,
-        heartbeat_ticks: TICKS as usize,
-        election_ticks,
-        seed: env.seed,
-        max_message: 1 << 20,
-        max_uncommitted: 64 << 20,
-        joining: matches!(origin, Origin::Join { lost: true, .. }),
-    };
-    let group = Group::new(&group_config, initial)?;
-    let limits = limits(config);
-    let node = Node::new(
-        Parts {
-            member,
-            cluster,
-            epoch: env.seed,
-            group,
-            state: state.clone(),
-            shared: shared.clone(),
-            wal,
-            keeper,
-            snapshots: snapshots.clone(),
-            install: Box::new(move |state, snapshots| install(&trees, state, snapshots)),
-            network: Box::new(PeerNetwork(peers.clone())),
-            clock: env.clock.clone(),
-            metrics: metrics.clone(),
-            tick,
-            request_ticks: (limits.request_timeout.as_millis() / tick.as_millis().max(1)) as u64,
-            election_ticks: election_ticks as u64,
-            strict_reconfig_check: config.strict_reconfig_check,
-            max_learners: config.max_learners,
-            events: events.clone(),
-        },
-        applied_term,
-    );
-    let node = spawn_node(node, receiver).map_err(StartError::Thread)?;
+    snapshot::spawn(keeper, move |report| drop(keeper_events.send(Event::Keeper(report))))
+        .map_err(StartError::Thread)?;
+    let node = spawn_node(node, inbox).map_err(StartError::Thread)?;
     let server = Server::new(grpc::Parts {
         cluster,
         member,
@@ -310,7 +379,7 @@ pub fn start(
         stopping,
         seed: env.seed,
     });
-    Ok(Running { server, snapshots, events, epoch: env.seed, node, wal: wal_thread, tree, lock })
+    Ok(Running { server, snapshots, events, epoch: env.seed, node, wal, tree, lock })
 }
 
 fn spawn_node(
@@ -334,22 +403,19 @@ fn limits(config: &Config) -> Limits {
 }
 
 /// The members as long as the tree does not say.
-fn fallback_members(config: &Config, origin: &Origin) -> Result<Members, JoinError> {
-    Ok(match origin {
+fn fallback_members(origin: &Origin, configured: Members) -> Members {
+    match origin {
         Origin::Bootstrap { members, .. } => Members::bootstrap(members.iter().cloned()),
         Origin::Join { incarnation, members, .. } => {
             Members::hearsay(members.iter().cloned(), incarnation.clone())
         }
         // A tree of a version that could not change the membership has only what members said of themselves.
-        Origin::Known(_) => match config.members() {
-            Ok((_, members)) => Members::bootstrap(initial_members(&members)),
-            Err(_) => Members::default(),
-        },
-    })
+        Origin::Known(_) => configured,
+    }
 }
 
 /// Where consensus starts: from the log, and from the state machine at index `applied`.
-pub fn initial(recovered: Recovered, conf_state: ConfState, applied: u64) -> Initial {
+fn initial(recovered: Recovered, conf_state: ConfState, applied: u64) -> Initial {
     let last = recovered.last_index();
     let mut hard_state = recovered.hard_state;
     // The commit index is not made durable by itself: what was applied had been committed, and what a commit index
@@ -366,7 +432,7 @@ pub fn initial(recovered: Recovered, conf_state: ConfState, applied: u64) -> Ini
 ///
 /// # Errors
 /// The snapshot's and the tree's; the member has to stop.
-pub fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
+fn install(trees: &Trees, state: &State, snapshots: &Snapshots) -> Result<(), Stopped> {
     let ((loaded, backend), number) = trees.build(snapshots).map_err(Stopped::Install)?;
     let mut numbers = trees.lock();
     state.install(loaded, backend).map_err(Stopped::Tree)?;

@@ -73,14 +73,10 @@ pub fn worker(
 /// # Errors
 /// The system's refusal to start a thread.
 pub fn spawn(
-    snapshots: Arc<parking_lot::Mutex<Snapshots>>,
-    state: Arc<State>,
-    cluster: u64,
-    shrinker: Shrinker,
+    mut worker: Worker,
     report: impl Fn(Report) + std::marker::Send + 'static,
-) -> io::Result<(Keeper, thread::JoinHandle<()>)> {
-    let (keeper, mut worker) = worker(snapshots, state, cluster, shrinker);
-    let thread = thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
+) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("keeper".into()).stack_size(512 << 10).spawn(move || {
         let mut took = Duration::ZERO;
         loop {
             let first = match worker.pause(took) {
@@ -102,8 +98,7 @@ pub fn spawn(
             worker.shrink();
             took = begun.elapsed();
         }
-    })?;
-    Ok((keeper, thread))
+    })
 }
 
 impl Worker {
@@ -182,6 +177,10 @@ fn take(
     cluster: u64,
 ) -> Result<Taken, SnapshotError> {
     let index = metadata.applied_index;
+    if index == 0 {
+        // A member that joins would be taken for one that has begun.
+        return Err(SnapshotError::Malformed("there is no state yet"));
+    }
     // An installed snapshot may be newer than one that was asked for before it.
     if let Some(latest) = snapshots.latest().filter(|latest| position(latest).0 >= index) {
         return Ok(Taken { index: position(latest).0 });

@@ -430,6 +430,7 @@ impl MessageSender {
 }
 
 /// The node's network.
+#[derive(Clone)]
 pub struct PeerNetwork(pub Arc<Peers>);
 
 impl Network for PeerNetwork {

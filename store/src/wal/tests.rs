@@ -144,7 +144,8 @@ fn write_on_full_disk(
     let (wal, _) = Wal::open(disk.clone(), directory, IDENTITY, 0, 77).unwrap();
     disk.0.store(true, Ordering::Relaxed);
     let (sender, reports) = std::sync::mpsc::channel();
-    let (handle, thread) = spawn(wal, Unmeasured, move |report| drop(sender.send(report))).unwrap();
+    let (handle, writer) = writer(wal, Unmeasured);
+    let thread = spawn(writer, move |report| drop(sender.send(report))).unwrap();
     for number in 1..=2 {
         let entries = vec![entry(number, 1, &vec![7; 9 << 20])];
         handle.write(Write { number, hard_state: None, snapshot: None, entries, must_sync: true });

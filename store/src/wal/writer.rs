@@ -136,18 +136,12 @@ pub fn writer(wal: Wal, observer: impl Observer + 'static) -> (WalHandle, Writer
 ///
 /// # Errors
 /// The system's refusal to start a thread.
-pub fn spawn(
-    wal: Wal,
-    observer: impl Observer + 'static,
-    report: impl Fn(Report) + Send + 'static,
-) -> io::Result<(WalHandle, thread::JoinHandle<()>)> {
-    let (handle, writer) = writer(wal, observer);
-    let thread = thread::Builder::new().name("wal".into()).stack_size(256 << 10).spawn(move || {
+pub fn spawn(writer: Writer, report: impl Fn(Report) + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("wal".into()).stack_size(256 << 10).spawn(move || {
         if let Err(error) = writer.run(&report) {
             report(Report::Failed(error));
         }
-    })?;
-    Ok((handle, thread))
+    })
 }
 
 impl Writer {

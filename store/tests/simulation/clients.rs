@@ -214,7 +214,12 @@ impl Clients {
         }
         // A client stays with a member for a while.
         if self.random.one_in(8) || members[self.clients[client].member].process.is_none() {
-            self.clients[client].member = self.random.index(members.len());
+            let running: Vec<usize> =
+                (0..members.len()).filter(|member| members[*member].process.is_some()).collect();
+            if running.is_empty() {
+                return None;
+            }
+            self.clients[client].member = running[self.random.index(running.len())];
         }
         let request = self.choose(client);
         self.begin(client, self.clients[client].member, request, members, now)
@@ -230,6 +235,9 @@ impl Clients {
     ) -> Option<(usize, Option<Event>, usize)> {
         let at = &members[member];
         let state = state(members, member)?;
+        if at.process.as_ref().is_some_and(|process| process.shared.is_learner()) {
+            return None;
+        }
         let number = self.history.len();
         let mut call = Call {
             client,
@@ -245,7 +253,11 @@ impl Clients {
                 let (reply, answer) = oneshot::channel();
                 (Waiting::Answer(answer), Event::Propose { operation, reply })
             }
-            Request::Range(range) if range.serializable => {
+            // As the service: whoever is alone need not ask itself.
+            Request::Range(range)
+                if range.serializable
+                    || at.process.as_ref().is_some_and(|process| process.shared.is_sole()) =>
+            {
                 if at.paused_until > now {
                     return None;
                 }

@@ -56,7 +56,8 @@ impl Inode {
         }
     }
 
-    fn lose_power(&mut self, random: &mut Random) {
+    /// Counts the writes that are torn, and those that are lost.
+    fn lose_power(&mut self, random: &mut Random, told: &mut Told) {
         // All, nothing, or any of it.
         let keep = [100, 0, 50][random.index(3)];
         for pending in std::mem::take(&mut self.pending) {
@@ -66,15 +67,20 @@ impl Inode {
                 }
                 Pending::Length(_) => {}
                 Pending::Write(offset, bytes) => {
-                    let mut at = 0;
+                    let (mut at, mut kept, mut lost) = (0, 0, 0);
                     while at < bytes.len() {
                         let start = offset as usize + at;
                         let end = (at + SECTOR - start % SECTOR).min(bytes.len());
                         if random.percent(keep) {
                             write(&mut self.durable, &bytes[at..end], start);
+                            kept += 1;
+                        } else {
+                            lost += 1;
                         }
                         at = end;
                     }
+                    told.torn += u64::from(kept > 0 && lost > 0);
+                    told.lost += u64::from(kept == 0);
                 }
             }
         }
@@ -152,6 +158,16 @@ pub struct Faults {
     pub room: Option<u64>,
 }
 
+/// What it did wrong.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Told {
+    pub failed_writes: u64,
+    pub failed_syncs: u64,
+    pub full: u64,
+    pub torn: u64,
+    pub lost: u64,
+}
+
 #[derive(Default)]
 struct State {
     directories: BTreeMap<PathBuf, Directory>,
@@ -161,6 +177,7 @@ struct State {
     faults: Faults,
     blown: bool,
     operations: u64,
+    told: Told,
 }
 
 impl State {
@@ -183,12 +200,28 @@ impl State {
 
     fn change(&mut self) -> io::Result<()> {
         self.step()?;
-        if self.faults.fail_writes { Err(io::Error::other("input/output error")) } else { Ok(()) }
+        if self.faults.fail_writes {
+            self.told.failed_writes += 1;
+            return Err(io::Error::other("input/output error"));
+        }
+        Ok(())
+    }
+
+    fn check_sync(&mut self) -> io::Result<()> {
+        self.step()?;
+        if self.faults.fail_syncs {
+            self.told.failed_syncs += 1;
+            return Err(io::Error::other("input/output error"));
+        }
+        Ok(())
     }
 
     fn take_room(&mut self, bytes: u64) -> io::Result<()> {
         match &mut self.faults.room {
-            Some(room) if *room < bytes => Err(io::ErrorKind::StorageFull.into()),
+            Some(room) if *room < bytes => {
+                self.told.full += 1;
+                Err(io::ErrorKind::StorageFull.into())
+            }
             Some(room) => {
                 *room -= bytes;
                 Ok(())
@@ -212,6 +245,11 @@ impl SimulatedDisk {
         self.0.lock().blown
     }
 
+    /// What it did wrong since it was asked last.
+    pub fn told(&self) -> Told {
+        std::mem::take(&mut self.0.lock().told)
+    }
+
     /// Operations so far, for the trace.
     pub fn operations(&self) -> u64 {
         self.0.lock().operations
@@ -224,7 +262,8 @@ impl SimulatedDisk {
         if loss == Loss::Process {
             return;
         }
-        for directory in state.directories.values_mut() {
+        let State { directories, told, .. } = &mut *state;
+        for directory in directories.values_mut() {
             let count = match random.below(3) {
                 0 => directory.pending.len(),
                 _ => random.index(directory.pending.len() + 1),
@@ -232,7 +271,7 @@ impl SimulatedDisk {
             directory.settle(count);
             directory.current = directory.durable.clone();
             for inode in directory.durable.values() {
-                inode.lock().lose_power(random);
+                inode.lock().lose_power(random, told);
             }
         }
         let mut damaged = Vec::new();
@@ -403,10 +442,7 @@ impl Disk for SimulatedDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.step()?;
-        if state.faults.fail_syncs {
-            return Err(io::Error::other("input/output error"));
-        }
+        state.check_sync()?;
         let directory = state.directory(path)?;
         directory.settle(usize::MAX);
         Ok(())
@@ -445,6 +481,9 @@ impl File for SimulatedFile {
         // One that fails, or in the middle of which the process ends, may have written a part.
         let count = if result.is_ok() { bytes.len() } else { bytes.len() / 2 };
         let is_gone = self.disk.is_blown();
+        if is_gone && count > 0 {
+            self.disk.0.lock().told.torn += 1;
+        }
         if result.is_ok() || is_gone {
             let part = &bytes[..count];
             let mut inode = self.inode.lock();
@@ -468,10 +507,7 @@ impl File for SimulatedFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.0.lock();
-        state.step()?;
-        if state.faults.fail_syncs {
-            return Err(io::Error::other("input/output error"));
-        }
+        state.check_sync()?;
         self.inode.lock().sync();
         Ok(())
     }

@@ -1,18 +1,25 @@
-//! What goes wrong, when, and how badly.
-//!
-//! Changes of the membership are not among it yet: they would be a fault here and, since they have answers, a request in
-//! [`crate::clients`].
+//! What goes wrong, when, and how badly. (Disks that are lost for good are [`crate::operator`]'s matter, which has to see to
+//! it that a quorum can come about.)
+
+use std::collections::BTreeMap;
 
 use kube_store::node::Event;
 
 use crate::disk::{Faults, Loss};
+use crate::member::{Fate, Member};
 use crate::random::Random;
+use crate::totals::Fault;
 use crate::world::{Action, MICROSECOND, MILLISECOND, World};
+
+/// The longest usual delay, in microseconds.
+const USUAL: u64 = 1000;
 
 /// The links between members, by place.
 #[derive(Default)]
 pub struct Network {
     blocked: Vec<(usize, usize)>,
+    /// When what was sent over each link arrives at the latest, as far as that is to come.
+    arrivals: BTreeMap<(usize, usize), u64>,
     /// In percent.
     loss: u64,
     double: u64,
@@ -32,7 +39,20 @@ impl Network {
     pub fn delay(&self, random: &mut Random) -> u64 {
         // Seldom much longer, so that messages overtake each other.
         let more = if self.slow > 0 && random.one_in(4) { random.below(self.slow) } else { 0 };
-        (random.between(50, 1000) + more) * MICROSECOND
+        (random.between(50, USUAL) + more) * MICROSECOND
+    }
+
+    /// Whether a delay is longer than usual.
+    pub fn is_late(&self, delay: u64) -> bool {
+        delay > USUAL * MICROSECOND
+    }
+
+    /// Something arrives at `at`; whether it overtakes what was sent before it.
+    pub fn overtakes(&mut self, from: usize, to: usize, at: u64) -> bool {
+        let latest = self.arrivals.entry((from, to)).or_default();
+        let overtakes = at < *latest;
+        *latest = at.max(*latest);
+        overtakes
     }
 }
 
@@ -55,57 +75,83 @@ impl Plan {
 }
 
 impl World {
+    /// Something goes wrong, and again after a while.
     pub fn fault(&mut self) {
         if self.plan.over {
             return;
         }
+        self.strike();
+        let every = self.plan.every;
+        // Now and then in the middle of what the last one set off.
+        let delay = match self.random.below(4) {
+            0 => self.random.between(1, 100),
+            _ => self.random.between(every / 4, every * 2),
+        } * MILLISECOND;
+        self.at(delay, Action::Fault);
+    }
+
+    /// Something may go wrong within a time.
+    pub fn strike_within(&mut self, longest: u64) {
+        if self.random.one_in(3) {
+            let delay = self.random.below(longest);
+            self.at(delay, Action::Strike);
+        }
+    }
+
+    /// Something goes wrong.
+    pub fn strike(&mut self) {
+        if self.plan.over {
+            return;
+        }
         let count = self.members.len();
-        let member = self.random.index(count);
+        let takes_part = |member: &Member| {
+            member.fate == Fate::Lives && (member.begun || self.lineage.newest().contains(member.id))
+        };
+        let living: Vec<usize> = (0..count).filter(|place| takes_part(&self.members[*place])).collect();
+        let member = living[self.random.index(living.len())];
         let other = (member + self.random.index(count)) % count;
         let what = self.random.below(17);
         match what {
             0 => {
-                self.count("killed");
+                self.fault_happened(Fault::Killed, 1);
                 self.end(member, Loss::Process);
             }
             1 => {
-                self.count("power lost");
+                self.fault_happened(Fault::PowerLost, 1);
                 self.end(member, Loss::Power);
             }
             2 => {
-                self.count("power lost everywhere");
+                self.totals.event("power lost everywhere", 1);
+                self.fault_happened(Fault::PowerLost, count as u64);
                 (0..count).for_each(|member| self.end(member, Loss::Power));
             }
-            3 | 4 => self.disk_fault(member, "fuse", |random| Faults {
-                fuse: Some(random.below(60)),
-                ..Faults::default()
-            }),
-            5 => {
-                self.disk_fault(member, "writes fail", |_| Faults { fail_writes: true, ..Faults::default() })
+            3 | 4 => {
+                self.disk_fault(member, |random| Faults { fuse: Some(random.below(60)), ..Faults::default() })
             }
-            6 => self.disk_fault(member, "fsyncs fail", |_| Faults { fail_syncs: true, ..Faults::default() }),
-            7 => self.disk_fault(member, "disk full", |random| Faults {
+            5 => self.disk_fault(member, |_| Faults { fail_writes: true, ..Faults::default() }),
+            6 => self.disk_fault(member, |_| Faults { fail_syncs: true, ..Faults::default() }),
+            7 => self.disk_fault(member, |random| Faults {
                 room: Some(random.below(32 << 10)),
                 ..Faults::default()
             }),
             8 => {
-                self.count("paused");
+                self.fault_happened(Fault::Paused, 1);
                 let until = self.now + self.random.between(10, 5000) * MILLISECOND;
                 self.members[member].paused_until = until;
             }
             9 => {
-                self.count("clock jumped");
+                self.fault_happened(Fault::ClockJumped, 1);
                 let jump = self.random.between(1, 20_000) * MILLISECOND;
                 self.members[member].clock.ahead.fetch_add(jump, std::sync::atomic::Ordering::Relaxed);
                 self.clients.clock_jumped = true;
             }
             10 => {
-                self.count("isolated");
+                self.fault_happened(Fault::Isolated, 1);
                 let others = (0..count).filter(|other| *other != member);
                 self.network.blocked = others.flat_map(|other| [(member, other), (other, member)]).collect();
             }
             11 => {
-                self.count("cut one way");
+                self.fault_happened(Fault::CutOneWay, 1);
                 self.network.blocked = match self.random.below(3) {
                     0 => vec![(member, other)],
                     1 => (0..count).map(|other| (member, other)).collect(),
@@ -113,22 +159,22 @@ impl World {
                 };
             }
             12 => {
-                self.count("unreliable network");
+                self.totals.event("unreliable network", 1);
                 let random = &mut self.random;
                 (self.network.loss, self.network.double) = (random.below(40), random.below(30));
                 self.network.slow = random.below(400_000);
             }
             13 => {
-                self.count("slow disk");
+                self.fault_happened(Fault::SlowDisk, 1);
                 self.members[member].slowness = [1, 10, 100][self.random.index(3)];
             }
             14 => {
-                self.count("snapshot asked for");
+                self.totals.event("snapshots asked for", 1);
                 let send = Box::new(drop);
                 self.send(member, Event::Snapshot { send });
             }
             15 => {
-                self.count("leader moved");
+                self.fault_happened(Fault::LeaderMoved, 1);
                 let to = self.members[other].id;
                 self.send(member, Event::MoveLeader { to });
             }
@@ -142,17 +188,10 @@ impl World {
             }
         }
         self.note(|| format!("fault {what} of {member}"));
-        let every = self.plan.every;
-        // Now and then in the middle of what the last one set off.
-        let delay = match self.random.below(4) {
-            0 => self.random.between(1, 100),
-            _ => self.random.between(every / 4, every * 2),
-        } * MILLISECOND;
-        self.at(delay, Action::Fault);
     }
 
-    fn disk_fault(&mut self, member: usize, name: &'static str, draw: impl FnOnce(&mut Random) -> Faults) {
-        self.count(name);
+    /// What its disk does wrong is counted when it does.
+    fn disk_fault(&mut self, member: usize, draw: impl FnOnce(&mut Random) -> Faults) {
         let faults = draw(&mut self.random);
         let member = &mut self.members[member];
         if member.process.is_some() {
@@ -170,7 +209,7 @@ impl World {
         let member = &mut self.members[member];
         if let Some(flip) = member.disk.flip(suffix, &mut self.random) {
             member.flips.push(flip);
-            self.count("bit flipped");
+            self.fault_happened(Fault::BitFlipped, 1);
         }
     }
 }

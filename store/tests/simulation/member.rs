@@ -1,6 +1,7 @@
 //! One member: its disk, which outlives it, and the process that runs on it at a time.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,28 +9,116 @@ use std::time::Duration;
 
 use keelson_component_base::metrics::Registry;
 use keelson_proto::etcd::etcdserverpb;
-use keelson_raft::{Group, Message};
+use keelson_raft::Message;
 use kube_store::apply::State;
 use kube_store::env::{Clock, Env};
-use kube_store::join::Origin;
+use kube_store::join::{Found, Origin, find, mark_joining};
 use kube_store::membership::Members;
-use kube_store::metrics::{Metrics, WalObserver};
-use kube_store::mvcc::{Store, Values};
-use kube_store::node::{Event, Network, Node, Parts, Shared, SnapshotSender};
-use kube_store::shrink::Shrinker;
+use kube_store::metrics::Metrics;
+use kube_store::node::{Answer, Event, Network, Node, Shared, SnapshotSender};
 use kube_store::snapshot::{self, Outgoing, Snapshots};
-use kube_store::start::{self, Disks, StartError, TICKS};
+use kube_store::start::{Built, Setup, StartError, TICKS, build};
 use kube_store::wal::{self, Identity};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::disk::SimulatedDisk;
 
 pub const CLUSTER: u64 = 0x51;
+pub const DIRECTORY: &str = "/data";
 /// Default timings.
 const HEARTBEAT: Duration = Duration::from_millis(100);
-const ELECTION_TICKS: usize = 20;
+const ELECTION: Duration = Duration::from_secs(1);
 pub const TICK: Duration = Duration::from_millis(HEARTBEAT.as_millis() as u64 / TICKS);
 const REQUEST: Duration = Duration::from_secs(7);
+
+/// What has become of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It runs, or is started again.
+    Lives,
+    /// Its disk is lost, and it with it.
+    Lost,
+    /// It was removed, and has ended.
+    Ended,
+}
+
+pub struct Member {
+    pub id: u64,
+    /// Whether it begins the cluster; others join it with nothing.
+    pub founder: bool,
+    pub fate: Fate,
+    /// Where it listens from its next start on.
+    pub address: u64,
+    pub disk: SimulatedDisk,
+    pub clock: SimulatedClock,
+    pub process: Option<Process>,
+    pub life: u64,
+    pub paused_until: u64,
+    /// Something was done to it that it may end of.
+    pub provoked: bool,
+    pub flips: Vec<(PathBuf, usize)>,
+    /// Its disk takes so much longer.
+    pub slowness: u64,
+    /// Its clock's rate against time, in percent.
+    pub rate: u64,
+    /// Its place in the line of memberships, in this life; none before it knows one.
+    pub place: Option<usize>,
+    /// Whether it ever had one: then it has a state of its own.
+    pub begun: bool,
+}
+
+impl Member {
+    pub fn new(id: u64, founder: bool, address: u64, time: Arc<AtomicU64>, rate: u64) -> Self {
+        Self {
+            id,
+            founder,
+            fate: Fate::Lives,
+            address,
+            disk: SimulatedDisk::default(),
+            clock: SimulatedClock { time, ahead: Arc::default() },
+            process: None,
+            life: 0,
+            paused_until: 0,
+            provoked: false,
+            flips: Vec::new(),
+            slowness: 1,
+            rate,
+            place: None,
+            begun: founder,
+        }
+    }
+
+    /// As a process publishes it.
+    pub fn says(&self) -> etcdserverpb::Member {
+        etcdserverpb::Member {
+            id: self.id,
+            name: format!("member-{}", self.id),
+            client_urls: vec![format!("http://member-{}:2379", self.id)],
+            ..Default::default()
+        }
+    }
+}
+
+/// Members that begin a cluster, as each of them is configured with them.
+pub fn founders(members: &[Member]) -> Vec<etcdserverpb::Member> {
+    let founders = members.iter().filter(|member| member.founder);
+    let named = founders.map(|member| etcdserverpb::Member {
+        peer_urls: vec![url(member.id)],
+        client_urls: Vec::new(),
+        ..member.says()
+    });
+    named.collect()
+}
+
+/// The peer URL of an address. A founder's first address is its id.
+pub fn url(address: u64) -> String {
+    format!("http://{address}:2380")
+}
+
+pub fn address(url: &str) -> u64 {
+    url.strip_prefix("http://").unwrap().strip_suffix(":2380").unwrap().parse().unwrap()
+}
 
 /// Simulated time, and how far one member's clock is ahead of it.
 #[derive(Clone, Default)]
@@ -50,28 +139,90 @@ pub enum Sent {
     Snapshot { message: Box<Message>, outgoing: Box<Outgoing> },
 }
 
-#[derive(Clone, Default)]
-pub struct Outbox(Arc<Mutex<Vec<Sent>>>);
+/// Where another member is: as the membership says, and as it says itself.
+struct Known {
+    members: Vec<u64>,
+    dialed: Vec<u64>,
+}
+
+#[derive(Default)]
+struct Office {
+    sent: Vec<Sent>,
+    /// Memberships that were followed.
+    followed: Vec<Members>,
+    known: BTreeMap<u64, Known>,
+    own: Vec<u64>,
+}
+
+/// A member's side of the network.
+#[derive(Clone)]
+pub struct Outbox {
+    member: u64,
+    listens: u64,
+    office: Arc<Mutex<Office>>,
+}
 
 impl Outbox {
-    pub fn take(&self) -> Vec<Sent> {
-        std::mem::take(&mut self.0.lock())
+    fn new(member: u64, listens: u64) -> Self {
+        Self { member, listens, office: Arc::default() }
+    }
+
+    pub fn take(&self) -> (Vec<Sent>, Vec<Members>) {
+        let mut office = self.office.lock();
+        (std::mem::take(&mut office.sent), std::mem::take(&mut office.followed))
+    }
+
+    /// Where to try to reach a member, in this order.
+    pub fn addresses(&self, id: u64) -> Vec<u64> {
+        self.office.lock().known.get(&id).map(|known| known.dialed.clone()).unwrap_or_default()
+    }
+
+    /// Where this member says that it is.
+    pub fn own(&self) -> Vec<u64> {
+        let mut own = self.office.lock().own.clone();
+        if !own.contains(&self.listens) {
+            own.push(self.listens);
+        }
+        own
+    }
+
+    /// A member says where it is, as the peers' service hears it.
+    pub fn introduce(&self, id: u64, addresses: &[u64]) {
+        let mut office = self.office.lock();
+        let known = office
+            .known
+            .entry(id)
+            .or_insert_with(|| Known { members: addresses.to_vec(), dialed: Vec::new() });
+        known.dialed.clone_from(&known.members);
+        known.dialed.extend(addresses.iter().filter(|address| !known.members.contains(address)));
     }
 }
 
 impl Network for Outbox {
     fn send(&self, to: u64, messages: Vec<Message>) {
-        self.0.lock().push(Sent::Messages { to, messages });
+        self.office.lock().sent.push(Sent::Messages { to, messages });
     }
 
-    fn follow(&self, _: &Members) {
-        // Whoever is named can be reached.
+    fn follow(&self, members: &Members) {
+        let mut office = self.office.lock();
+        office.followed.push(members.clone());
+        office.known.retain(|id, _| !members.is_removed(*id));
+        for member in members.values() {
+            let addresses: Vec<u64> = member.peer_urls.iter().map(|url| address(url)).collect();
+            if member.id == self.member {
+                office.own = addresses;
+            } else if office.known.get(&member.id).is_none_or(|known| known.members != addresses) {
+                let known = Known { dialed: addresses.clone(), members: addresses };
+                office.known.insert(member.id, known);
+            }
+        }
     }
 
     fn snapshot_sender(&self) -> SnapshotSender {
-        let outbox = self.0.clone();
+        let office = self.office.clone();
         Box::new(move |message, outgoing| {
-            outbox.lock().push(Sent::Snapshot { message: Box::new(message), outgoing: Box::new(outgoing) });
+            let sent = Sent::Snapshot { message: Box::new(message), outgoing: Box::new(outgoing) };
+            office.lock().sent.push(sent);
         })
     }
 }
@@ -91,101 +242,79 @@ pub struct Process {
     pub shared: Arc<Shared>,
     pub snapshots: Arc<Mutex<Snapshots>>,
     pub outbox: Outbox,
+    pub listens: u64,
+    /// It tells the others its name.
+    pub publishing: Option<oneshot::Receiver<Answer>>,
 }
 
-/// Starts a process on a disk, as [`start::start`] does.
-pub fn boot(
-    member: u64,
-    members: &[u64],
-    disk: &SimulatedDisk,
-    clock: &SimulatedClock,
-    seed: u64,
-) -> Result<Process, StartError> {
+pub fn env(disk: &SimulatedDisk, clock: &SimulatedClock, seed: u64) -> Env {
     let trees = disk.clone();
-    let env = Env {
+    Env {
         clock: Arc::new(clock.clone()),
         disk: Arc::new(disk.clone()),
         open_tree: Arc::new(move |path| trees.open_tree(path)),
         seed,
-    };
-    let identity = Identity { cluster: CLUSTER, member };
-    let members: Vec<etcdserverpb::Member> = members
-        .iter()
-        .map(|id| etcdserverpb::Member {
-            id: *id,
-            peer_urls: vec![format!("http://member-{id}:2380")],
-            ..Default::default()
-        })
-        .collect();
-    let directory = Path::new("/data");
-    // As `join::origin` finds it.
-    let known = wal::identity(&*env.disk, &directory.join("member/wal"))?.is_some();
-    let origin = match known {
-        true => Origin::Known(identity),
-        false => Origin::Bootstrap { identity, members: members.clone() },
-    };
-    let Disks { snapshots, trees, backend, loaded, wal, recovered } = start::open(&env, directory, &origin)?;
-    let (applied, applied_term) = loaded.applied;
-    let values = Values::new(backend, applied);
-    let store = Store::new(loaded.index, values, loaded.in_use);
-    let state = State::new(store, loaded.leases, Members::bootstrap(members), applied)?;
-    let initial = start::initial(recovered, state.members.read().conf_state(), applied);
-
-    let (events, inbox) = channel();
-    let shared = Arc::new(Shared::default());
-    let metrics = Metrics::new(&Registry::new());
-    let observer = WalObserver { metrics: metrics.clone(), shared: shared.clone() };
-    let (wal, writer) = wal::writer(wal, observer);
-    let snapshots = Arc::new(Mutex::new(snapshots));
-    let (keeper, worker) =
-        snapshot::worker(snapshots.clone(), state.clone(), CLUSTER, Shrinker::new(trees.clone()));
-    if state.store.compacted() > 0 {
-        keeper.submit(snapshot::Job::Compact { revision: state.store.compacted(), index: applied });
     }
-    let group = Group::new(
-        &keelson_raft::Config {
-            id: member,
-            heartbeat_ticks: TICKS as usize,
-            election_ticks: ELECTION_TICKS,
-            seed,
-            max_message: 1 << 20,
-            max_uncommitted: 64 << 20,
-            joining: false,
-        },
-        initial,
-    )?;
-    let outbox = Outbox::default();
-    let node = Node::new(
-        Parts {
-            member,
-            cluster: CLUSTER,
-            epoch: seed,
-            group,
-            state: state.clone(),
-            shared: shared.clone(),
-            wal,
-            keeper,
-            snapshots: snapshots.clone(),
-            install: Box::new(move |state, snapshots| start::install(&trees, state, snapshots)),
-            network: Box::new(outbox.clone()),
-            clock: env.clock.clone(),
-            metrics,
-            tick: TICK,
-            request_ticks: (REQUEST.as_millis() / TICK.as_millis()) as u64,
-            election_ticks: ELECTION_TICKS as u64,
-            strict_reconfig_check: true,
-            max_learners: 1,
-            events: events.clone(),
-        },
-        applied_term,
-    );
-    Ok(Process {
+}
+
+/// What comes of a start.
+pub enum Booted {
+    Process(Box<Process>),
+    /// It is to join, and nobody who was asked knows it.
+    Unknown,
+}
+
+/// Starts a process. `founders` are those that it is configured with, and `told` what one that it asked for the members
+/// said, if it begins with nothing.
+pub fn boot(
+    member: &Member,
+    founders: &[etcdserverpb::Member],
+    told: Option<Vec<etcdserverpb::Member>>,
+    seed: u64,
+) -> Result<Booted, StartError> {
+    let env = env(&member.disk, &member.clock, seed);
+    let directory = Path::new(DIRECTORY);
+    let identity = Identity { cluster: CLUSTER, member: member.id };
+    // As `join::origin` decides.
+    let origin = match find(&env, directory)? {
+        Found::Known(found) => Origin::Known(found),
+        Found::Begun => Origin::Bootstrap { identity, members: founders.to_vec() },
+        Found::Nothing if member.founder => Origin::Bootstrap { identity, members: founders.to_vec() },
+        Found::Nothing | Found::Joining(_) => {
+            let own = told.iter().flatten().find(|other| other.id == member.id);
+            let Some(own) = own else { return Ok(Booted::Unknown) };
+            let lost = !own.name.is_empty();
+            mark_joining(&env, directory)?;
+            Origin::Join {
+                identity,
+                incarnation: Default::default(),
+                members: told.unwrap_or_default(),
+                lost,
+            }
+        }
+    };
+    let setup = Setup {
+        directory,
+        origin: &origin,
+        configured: Members::default(),
+        heartbeat: HEARTBEAT,
+        election: ELECTION,
+        request_timeout: REQUEST,
+        strict_reconfig_check: true,
+        max_learners: 1,
+    };
+    let (events, inbox) = channel();
+    let outbox = Outbox::new(member.id, member.address);
+    let metrics = Metrics::new(&Registry::new());
+    let Built { node, network: outbox, wal, keeper, state, shared, snapshots } =
+        build(&env, setup, &metrics, |_| outbox, &events)?;
+    Ok(Booted::Process(Box::new(Process {
         node,
         inbox,
         events,
-        wal: writer,
+        wal,
         wal_busy: false,
-        keeper: worker,
+        keeper,
         keeper_busy: false,
         drain_busy: false,
         turn_due: false,
@@ -193,5 +322,7 @@ pub fn boot(
         shared,
         snapshots,
         outbox,
-    })
+        listens: member.address,
+        publishing: None,
+    })))
 }

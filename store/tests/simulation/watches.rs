@@ -49,18 +49,7 @@ fn changed(change: &Change) -> Changed {
 
 impl Watches {
     pub fn new(mut random: Random, members: usize) -> Self {
-        let everything = KeyRange { start: Bytes::from_static(b"\0"), end: RangeEnd::Unbounded };
-        let watch = |range, tap, previous| Watch {
-            range,
-            tap,
-            live: None,
-            next: 1,
-            seen: Vec::new(),
-            gaps: Vec::new(),
-            previous,
-        };
-        let mut watches: Vec<Watch> =
-            (0..members).map(|member| watch(everything.clone(), Some(member), false)).collect();
+        let mut watches: Vec<Watch> = (0..members).map(Watch::tap).collect();
         for number in 0..WATCHES {
             let low = random.below(6);
             let start = Bytes::from(format!("k{low}"));
@@ -69,7 +58,7 @@ impl Watches {
                 1 => RangeEnd::Before(format!("k{}", low + 1 + random.below(4)).into()),
                 _ => RangeEnd::Unbounded,
             };
-            watches.push(watch(KeyRange { start, end }, None, random.percent(70)));
+            watches.push(Watch::new(KeyRange { start, end }, None, random.percent(70)));
         }
         Self { watches, ledger: Ledger::default(), random }
     }
@@ -78,10 +67,21 @@ impl Watches {
         self.watches.len()
     }
 
+    /// One more member has a tap.
+    pub fn add_tap(&mut self, member: usize) {
+        self.watches.push(Watch::tap(member));
+    }
+
+    fn place_of_tap(&self, member: usize) -> usize {
+        let tap = self.watches.iter().position(|watch| watch.tap == Some(member));
+        tap.expect("each member has one from the beginning")
+    }
+
     /// A member has started: its tap begins with all that it still has.
     pub fn began(&mut self, member: usize, members: &Members) {
         let Some(state) = state(members, member) else { return };
-        let watch = &mut self.watches[member];
+        let tap = self.place_of_tap(member);
+        let watch = &mut self.watches[tap];
         watch.next = state.store.compacted().max(1);
         watch.attach(member);
         watch.poll(state);
@@ -120,23 +120,24 @@ impl Watches {
     /// Lets the watches of a member take what there is.
     pub fn poll(&mut self, member: usize, members: &Members, now: u64) {
         let Some(state) = state(members, member) else { return };
-        for (number, watch) in self.watches.iter_mut().enumerate() {
+        for watch in &mut self.watches {
             let is_here = watch.live.as_ref().is_some_and(|live| live.member == member);
             // A client does not always listen; a tap does.
-            if is_here && (number == member || self.random.percent(60)) {
+            if is_here && (watch.tap.is_some() || self.random.percent(60)) {
                 watch.poll(state);
             }
         }
         self.ledger_takes(member, now);
     }
 
-    /// Lets every watch take all that there is.
+    /// Lets every watch take all that there is; those that are with nobody, from a member that runs.
     pub fn finish(&mut self, members: &Members) {
-        for watch in &mut self.watches {
+        let runs = members.iter().position(|member| member.process.is_some()).unwrap_or(0);
+        for watch in self.watches.iter_mut().filter(|watch| !watch.is_tap()) {
             if watch.live.is_none() {
-                watch.attach(0);
+                watch.attach(runs);
             }
-            let live = watch.live.as_ref().map_or(0, |live| live.member);
+            let live = watch.live.as_ref().map_or(runs, |live| live.member);
             if let Some(state) = state(members, live) {
                 watch.poll(state);
                 // What comes next would be behind what is published.
@@ -145,17 +146,27 @@ impl Watches {
         }
     }
 
-    fn ledger_takes(&mut self, tap: usize, now: u64) {
+    fn ledger_takes(&mut self, member: usize, now: u64) {
+        let tap = self.place_of_tap(member);
         for (revision, seen) in self.watches[tap].seen.drain(..) {
             let changes: Vec<Changed> = seen.into_iter().map(|seen| seen.changed).collect();
             if let Err(known) = self.ledger.take(revision, changes.clone(), now) {
-                panic!("member {tap} has another revision {revision}: {changes:#?}, not {known:#?}");
+                panic!("member {member} has another revision {revision}: {changes:#?}, not {known:#?}");
             }
         }
     }
 }
 
 impl Watch {
+    fn new(range: KeyRange, tap: Option<usize>, previous: bool) -> Self {
+        Self { range, tap, live: None, next: 1, seen: Vec::new(), gaps: Vec::new(), previous }
+    }
+
+    fn tap(member: usize) -> Self {
+        let everything = KeyRange { start: Bytes::from_static(b"\0"), end: RangeEnd::Unbounded };
+        Self::new(everything, Some(member), false)
+    }
+
     fn attach(&mut self, member: usize) {
         self.live = Some(Live { member, stream: Arc::default(), synced: false });
     }

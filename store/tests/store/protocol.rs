@@ -254,7 +254,8 @@ async fn the_quota_refuses_writes_until_there_is_room() {
     );
     assert!(client.get("k").await.is_ok());
     harness::eventually("the alarm is raised", || async {
-        let alarms = client.maintenance.clone().alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
+        let alarms =
+            client.maintenance.clone().alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
         (alarms.len() == 1).then_some(())
     })
     .await;
