@@ -281,7 +281,7 @@ impl World {
             Action::Start { member } => self.start(member),
             Action::Move { member, .. } => self.end(member, Loss::Process),
             Action::Fault => self.fault(),
-            Action::Strike => self.strike(),
+            Action::Strike => self.strike(true),
             Action::Operate => self.operate(),
             Action::Change { request, entry, leader } => self.change(request, entry, leader),
             Action::Client(client) => self.client(client),
