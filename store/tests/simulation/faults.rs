@@ -80,7 +80,7 @@ impl World {
         if self.plan.over {
             return;
         }
-        self.strike();
+        self.strike(false);
         let every = self.plan.every;
         // Now and then in the middle of what the last one set off.
         let delay = match self.random.below(4) {
@@ -92,14 +92,14 @@ impl World {
 
     /// Something may go wrong within a time.
     pub fn strike_within(&mut self, longest: u64) {
-        if self.random.one_in(3) {
+        if self.random.one_in(2) {
             let delay = self.random.below(longest);
             self.at(delay, Action::Strike);
         }
     }
 
-    /// Something goes wrong.
-    pub fn strike(&mut self) {
+    /// Something goes wrong; `soon`, so that it is likely to do so before what it comes in the middle of is over.
+    pub fn strike(&mut self, soon: bool) {
         if self.plan.over {
             return;
         }
@@ -110,7 +110,11 @@ impl World {
         let living: Vec<usize> = (0..count).filter(|place| takes_part(&self.members[*place])).collect();
         let member = living[self.random.index(living.len())];
         let other = (member + self.random.index(count)) % count;
-        let what = self.random.below(17);
+        let what = match soon && self.random.percent(60) {
+            true => [1, 3, 3, 3, 5, 6, 7][self.random.index(7)],
+            false => self.random.below(17),
+        };
+        let operations = if soon { 8 } else { 60 };
         match what {
             0 => {
                 self.fault_happened(Fault::Killed, 1);
@@ -125,9 +129,10 @@ impl World {
                 self.fault_happened(Fault::PowerLost, count as u64);
                 (0..count).for_each(|member| self.end(member, Loss::Power));
             }
-            3 | 4 => {
-                self.disk_fault(member, |random| Faults { fuse: Some(random.below(60)), ..Faults::default() })
-            }
+            3 | 4 => self.disk_fault(member, |random| Faults {
+                fuse: Some(random.below(operations)),
+                ..Faults::default()
+            }),
             5 => self.disk_fault(member, |_| Faults { fail_writes: true, ..Faults::default() }),
             6 => self.disk_fault(member, |_| Faults { fail_syncs: true, ..Faults::default() }),
             7 => self.disk_fault(member, |random| Faults {

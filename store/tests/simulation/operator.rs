@@ -163,7 +163,8 @@ fn keeps_quorum(
     before.1.retain(|id| !newest.has_removed(*id));
     let mut possible = vec![before, taking_part(newest.voters())];
     for change in open.iter().chain(change) {
-        for (known, mut alive) in possible[1..].to_vec() {
+        let without = possible[1..].to_vec();
+        for (known, mut alive) in without {
             let mut voters = known.clone();
             apply(change, &mut voters);
             possible.push(taking_part(voters));

@@ -281,7 +281,7 @@ impl World {
             Action::Start { member } => self.start(member),
             Action::Move { member, .. } => self.end(member, Loss::Process),
             Action::Fault => self.fault(),
-            Action::Strike => self.strike(),
+            Action::Strike => self.strike(true),
             Action::Operate => self.operate(),
             Action::Change { request, entry, leader } => self.change(request, entry, leader),
             Action::Client(client) => self.client(client),
@@ -347,6 +347,23 @@ impl World {
         self.lineage.newest().ids().map(|id| &self.members[id as usize - 1])
     }
 
+    /// Whether a member finds nobody where it looks: all have moved since it was removed, so nobody can tell it.
+    fn is_cut_off(&self, member: &Member) -> bool {
+        let Some(process) = &member.process else { return false };
+        let members = process.state.members.read();
+        let mut others = members.keys().filter(|id| **id != member.id);
+        others.all(|id| self.route(member.id as usize - 1, *id).is_none())
+    }
+
+    /// Whoever runs the cluster stops those that were removed and cannot learn it.
+    pub fn stop_others(&mut self) {
+        for member in 0..self.members.len() {
+            if !self.lineage.newest().contains(self.members[member].id) {
+                self.end(member, Loss::Process);
+            }
+        }
+    }
+
     /// Whether all members run, know each other and have applied the same, and no others run.
     pub fn is_level(&self) -> bool {
         let position = |member: &Member| {
@@ -357,8 +374,10 @@ impl World {
                 .then(|| (process.state.applied(), process.shared.commit()))
         };
         let positions: Vec<_> = self.current().map(position).collect();
-        let ended =
-            |member: &Member| member.process.is_none() && (member.fate != Fate::Lives || !member.begun);
+        let ended = |member: &Member| match member.process {
+            Some(_) => self.is_cut_off(member),
+            None => member.fate != Fate::Lives || !member.begun,
+        };
         positions.iter().all(|position| {
             position.is_some_and(|(applied, commit)| applied == commit) && *position == positions[0]
         }) && self.members.iter().all(|member| self.lineage.newest().contains(member.id) || ended(member))
