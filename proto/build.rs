@@ -16,7 +16,8 @@ const FILES: &[&str] = &[
 const REFLECTED: &[&str] = &["etcd/rpc.proto", "etcd/lock.proto", "etcd/election.proto", "grpc/health.proto"];
 
 /// Packages whose `bytes` fields become `bytes::Bytes`: values are shared there, never copied.
-const SHARED_BYTES: &[&str] = &[".mvccpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb", ".keelson.peer", ".storepb"];
+const SHARED_BYTES: &[&str] =
+    &[".mvccpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb", ".keelson.peer", ".storepb"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

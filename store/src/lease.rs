@@ -131,10 +131,9 @@ impl Deadlines {
         self.order.clear();
     }
 
-    /// Whole seconds left, rounded up.
+    /// Whole seconds left, as etcd counts them.
     pub fn left(&self, id: i64, now: Duration) -> Option<i64> {
-        let left = self.by_lease.get(&id)?.expires.saturating_sub(now);
-        Some((left.as_secs() + u64::from(left.subsec_nanos() > 0)).cast_signed())
+        Some(self.by_lease.get(&id)?.expires.saturating_sub(now).as_secs().cast_signed())
     }
 
     /// Whether its revocation may be under way: then it cannot be renewed any more.
@@ -183,7 +182,7 @@ mod tests {
         deadlines.set(1, 10, second(0));
         deadlines.set(2, 20, second(0));
         assert!(deadlines.take_expired(second(9), 10).is_empty());
-        assert_eq!(deadlines.left(1, Duration::from_millis(9500)), Some(1));
+        assert_eq!(deadlines.left(1, Duration::from_millis(8500)), Some(1));
         assert_eq!(deadlines.take_expired(second(10), 10), [1]);
         assert!(deadlines.is_expired(1, second(10)));
         assert!(deadlines.take_expired(second(11), 10).is_empty());

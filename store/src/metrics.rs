@@ -64,7 +64,8 @@ pub struct PeerCounters {
 impl PeerMetrics {
     fn new(registry: &Registry) -> Self {
         Self {
-            sent: registry.counters("etcd_network_peer_sent_bytes", "The total number of bytes sent to peers"),
+            sent: registry
+                .counters("etcd_network_peer_sent_bytes", "The total number of bytes sent to peers"),
             received: registry.counters(
                 "etcd_network_peer_received_bytes",
                 "The total number of bytes received from peers",
@@ -252,11 +253,7 @@ impl Collector for StateCollector {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
-        counter(
-            "etcd_disk_wal_write_bytes",
-            "Total number of bytes written in WAL",
-            shared.wal_written(),
-        )?;
+        counter("etcd_disk_wal_write_bytes", "Total number of bytes written in WAL", shared.wal_written())?;
         counter(
             "etcd_server_proposals_committed",
             "The total number of consensus proposals committed",

@@ -36,13 +36,11 @@ use tower::Service as _;
 use crate::authority::Repair;
 use crate::calls::Calls;
 use crate::config::Url;
-use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Server, Service, status};
+use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, OVERHEAD, Server, Service, status};
 use crate::health;
 use crate::traffic::Metered;
 use crate::transport::PeerService;
 
-/// How much larger than a client's request its gRPC message may be.
-const OVERHEAD: usize = 512 << 10;
 const PEER_MESSAGE: usize = 128 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long connections may take to end.
@@ -255,8 +253,7 @@ impl Plain {
         match path {
             "/metrics" => answer(StatusCode::OK, CONTENT_TYPE, self.registry.encode()),
             "/version" => {
-                let version =
-                    serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": format!("{CLUSTER_VERSION}.0") });
+                let version = serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": format!("{CLUSTER_VERSION}.0") });
                 answer(StatusCode::OK, JSON, version.to_string())
             }
             _ => unknown(request),

@@ -36,6 +36,8 @@ use crate::transport::Peers;
 pub const ETCD_VERSION: &str = "3.5.21";
 /// As much of it as the members of a cluster have in common.
 pub const CLUSTER_VERSION: &str = "3.5";
+/// How much larger than a client's request a gRPC message may be.
+pub const OVERHEAD: usize = 512 << 10;
 /// Requests in flight that change something; more are refused.
 const MAX_IN_FLIGHT: usize = 20_000;
 /// Bytes of them, above which more are refused: all that may wait in memory while the disk or a quorum is away.

@@ -82,8 +82,7 @@ const WATCH: u64 = 1;
 
 impl Changes {
     fn below(server: &Arc<Server>, (key, end): (Bytes, Bytes)) -> Self {
-        let changes =
-            Self { server: server.clone(), stream: Arc::default(), range: KeyRange::new(key, end) };
+        let changes = Self { server: server.clone(), stream: Arc::default(), range: KeyRange::new(key, end) };
         changes.follow();
         changes
     }

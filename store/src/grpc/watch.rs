@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Server, Service, long, status};
+use super::{OVERHEAD, Server, Service, long, status};
 use crate::mvcc::{KeyRange, MvccError, Store};
 use crate::watch::{Change, Item, Stream, history};
 
@@ -167,7 +167,9 @@ impl Session {
     async fn request(&mut self, request: WatchRequest) -> Result<(), Ended> {
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request).await,
-            Some(RequestUnion::CancelRequest(request)) => match self.forget(request.watch_id) || self.lost.remove(&request.watch_id) {
+            Some(RequestUnion::CancelRequest(request)) => match self.forget(request.watch_id)
+                || self.lost.remove(&request.watch_id)
+            {
                 true => {
                     // What is queued for it is dropped when it is met.
                     let header = self.server.current_header();
@@ -382,7 +384,7 @@ impl Session {
         if !fragment {
             return self.send(response).await;
         }
-        for part in fragments(response, self.server.limits.request_bytes) {
+        for part in fragments(response, self.server.limits.request_bytes + OVERHEAD) {
             self.send(part).await?;
         }
         Ok(())

@@ -233,8 +233,13 @@ impl Peers {
         let (failed, ended) = (counters.failed.clone(), CancellationToken::new());
         let round_trips = counters.round_trip.clone();
         self.runtime.spawn(ended.clone().run_until_cancelled_owned(probe(client.clone(), round_trips)));
-        let sender =
-            MessageSender { peers: self.clone(), peer: id, client: client.clone(), queue: receiver, counters };
+        let sender = MessageSender {
+            peers: self.clone(),
+            peer: id,
+            client: client.clone(),
+            queue: receiver,
+            counters,
+        };
         self.runtime.spawn(sender.run());
         let _probe = ended.drop_guard();
         peers.insert(id, Peer { urls: urls.to_vec(), dialed, queue, client, failed, _probe });

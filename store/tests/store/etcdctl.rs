@@ -5,6 +5,7 @@
 //! member's name and URLs, and `<*>` anything within a line. Runs of spaces and dashes,
 //! which align tables, count as one.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -211,7 +212,9 @@ impl Ctl {
         let output = child.wait_with_output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8(text).unwrap();
-        text.lines().filter(|line| !line.starts_with("{\"level\"")).fold(String::new(), |text, line| text + line + "\n")
+        text.lines()
+            .filter(|line| !line.starts_with("{\"level\""))
+            .fold(String::new(), |text, line| text + line + "\n")
     }
 
     fn check(&self, (line, input, expected): &Case) {
@@ -254,7 +257,11 @@ fn fits(line: &str, wanted: &str) -> bool {
 async fn etcdctl_prints_what_it_prints_of_etcd() {
     let mut members = harness::group(3).await;
     // As they are listed.
-    members.sort_by_key(Member::peer_url);
+    let mut ids = BTreeMap::new();
+    for member in &members {
+        ids.insert(member.name.clone(), member.client().status().await.unwrap().header.unwrap().member_id);
+    }
+    members.sort_by_key(|member| ids[&member.name]);
     let ctl = Ctl::new(&members).await;
     for case in [KV, TXN, LEASES, COMPACTION, MEMBERS, ENDPOINTS].concat() {
         ctl.check(&case);
@@ -273,7 +280,10 @@ async fn etcdctl_prints_what_it_prints_of_etcd() {
     ] {
         let (command, wanted) = (line(command), line(expected));
         let found = ctl.run(&command, "");
-        assert!(fits(found.trim_end(), wanted.trim_end()), "etcdctl {command} printed\n{found}\nand not\n{wanted}");
+        assert!(
+            fits(found.trim_end(), wanted.trim_end()),
+            "etcdctl {command} printed\n{found}\nand not\n{wanted}"
+        );
     }
     let leader = harness::leader(&members).await;
     let to = (leader + 1) % members.len();

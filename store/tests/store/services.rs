@@ -56,14 +56,14 @@ async fn services_describe_themselves() {
     let member = harness::single().await;
     let channel = channel(member.client_port);
     let ask = async |request: MessageRequest| {
-        let request =
-            v1::ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+        let request = v1::ServerReflectionRequest { host: String::new(), message_request: Some(request) };
         let mut client = ServerReflectionClient::new(channel.clone());
         let mut answers =
             client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
         answers.message().await.unwrap().unwrap().message_response.unwrap()
     };
-    let MessageResponse::ListServicesResponse(listed) = ask(MessageRequest::ListServices(String::new())).await
+    let MessageResponse::ListServicesResponse(listed) =
+        ask(MessageRequest::ListServices(String::new())).await
     else {
         panic!("it lists no services")
     };
@@ -228,7 +228,10 @@ async fn one_holds_a_lock_and_the_next_gets_it() {
     gone.abort();
     queued(3).await;
     assert!(!second.is_finished() && !fourth.is_finished());
-    LockClient::new(channel(members[2].client_port)).unlock(UnlockRequest { key: "n/1".into() }).await.unwrap();
+    LockClient::new(channel(members[2].client_port))
+        .unlock(UnlockRequest { key: "n/1".into() })
+        .await
+        .unwrap();
     assert_eq!(second.await.unwrap().unwrap().into_inner().key, "n/2");
     assert!(!fourth.is_finished());
     // So does one whose lease ends.
@@ -245,8 +248,7 @@ async fn who_leads_is_observed() {
     }
     let mut election = ElectionClient::new(channel(member.client_port));
     let mut observing = election.clone();
-    let observed =
-        tokio::spawn(async move { observing.observe(LeaderRequest { name: "e".into() }).await });
+    let observed = tokio::spawn(async move { observing.observe(LeaderRequest { name: "e".into() }).await });
     let campaign =
         |lease, value: &'static str| CampaignRequest { name: "e".into(), lease, value: value.into() };
     let first = election.campaign(campaign(1, "a")).await.unwrap().into_inner().leader.unwrap();
