@@ -42,7 +42,7 @@ use crate::etcd::{self, Etcd};
 use crate::harness::{self, Client, Member};
 
 /// Requests between two looks at what the watches got.
-const LEVEL_EVERY: usize = 40;
+const LEVEL_EVERY: u64 = 40;
 
 /// Leaves of a header what both servers have to agree on.
 pub fn anonymous(header: &mut Option<ResponseHeader>) {
@@ -339,7 +339,7 @@ async fn answers_are_etcds() {
             puts.push(revision);
         }
         puts.retain(|revision| *revision > peers.compacted);
-        if (serial as usize % LEVEL_EVERY == 0 || serial + 1 == count)
+        if (serial.is_multiple_of(LEVEL_EVERY) || serial + 1 == count)
             && let Err(difference) = peers.level().await
         {
             differences.push(format!("by request {serial}: {difference}"));
