@@ -40,7 +40,8 @@ where
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        // Without a buffer to begin with, the first piece that arrives makes one of its size.
+        // Without a buffer to begin with, the first piece that arrives makes one of its size. (Nothing here accepts
+        // compressed messages: for those tonic would divide by this size.)
         ProstCodec::<T, U>::raw_decoder(BufferSettings::new(0, PIECE))
     }
 }

@@ -101,6 +101,9 @@ pub const CONFIGURATION_KEY: &[u8] = b"m/configuration";
 /// Where the cluster's incarnation lies, if it is not the first.
 pub const INCARNATION_KEY: &[u8] = b"m/incarnation";
 
+/// Bytes of a transaction that records may share.
+const SHARED: usize = 1 << 10;
+
 pub fn lease_key(id: i64) -> Vec<u8> {
     [&[LEASE_PREFIX][..], &id.to_be_bytes()].concat()
 }
@@ -267,7 +270,11 @@ impl State {
 
     fn apply_data(&self, data: Bytes, index: u64) -> Result<Option<Applied>, Fatal> {
         // The proposer encoded it, and checksums guard it: what does not parse is of a newer version.
-        let command = Command::decode(data).unwrap_or_default();
+        let mut command = Command::decode(data.clone()).unwrap_or_default();
+        if data.len() > SHARED && matches!(command.operation, Some(Operation::Txn(_))) {
+            // What is kept of it would keep the whole of it in memory, compares and all.
+            command = Command::decode(&data[..]).unwrap_or_default();
+        }
         let (result, effect) = match command.operation {
             Some(operation) => self.execute(operation, index),
             None => (Err(Rejected::Unknown), Effect::None),

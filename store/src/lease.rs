@@ -131,10 +131,19 @@ impl Deadlines {
         self.order.clear();
     }
 
-    /// Whole seconds left, rounded up.
+    /// Gives all leases that much more time: nobody could renew them meanwhile.
+    pub fn postpone(&mut self, by: Duration) {
+        self.order.clear();
+        for (id, deadline) in &mut self.by_lease {
+            deadline.expires += by;
+            deadline.due += by;
+            self.order.insert((deadline.due, *id));
+        }
+    }
+
+    /// Whole seconds left, as etcd counts them.
     pub fn left(&self, id: i64, now: Duration) -> Option<i64> {
-        let left = self.by_lease.get(&id)?.expires.saturating_sub(now);
-        Some((left.as_secs() + u64::from(left.subsec_nanos() > 0)).cast_signed())
+        Some(self.by_lease.get(&id)?.expires.saturating_sub(now).as_secs().cast_signed())
     }
 
     /// Whether its revocation may be under way: then it cannot be renewed any more.
@@ -162,6 +171,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn postponed_leases_run_out_later() {
+        let seconds = Duration::from_secs;
+        let mut deadlines = Deadlines::default();
+        deadlines.set(1, 10, seconds(0));
+        deadlines.set(2, 20, seconds(0));
+        deadlines.postpone(seconds(5));
+        assert_eq!(deadlines.take_expired(seconds(14), 9), [0_i64; 0]);
+        assert_eq!(deadlines.left(2, seconds(14)), Some(11));
+        assert_eq!(deadlines.take_expired(seconds(15), 9), [1]);
+    }
+
+    #[test]
     fn a_key_has_one_lease() {
         let mut leases = Leases::default();
         leases.grant(1, 10);
@@ -183,7 +204,7 @@ mod tests {
         deadlines.set(1, 10, second(0));
         deadlines.set(2, 20, second(0));
         assert!(deadlines.take_expired(second(9), 10).is_empty());
-        assert_eq!(deadlines.left(1, Duration::from_millis(9500)), Some(1));
+        assert_eq!(deadlines.left(1, Duration::from_millis(8500)), Some(1));
         assert_eq!(deadlines.take_expired(second(10), 10), [1]);
         assert!(deadlines.is_expired(1, second(10)));
         assert!(deadlines.take_expired(second(11), 10).is_empty());

@@ -127,9 +127,7 @@ impl Members {
 
     /// As clients see them: in the order of their peer URLs.
     pub fn list(&self) -> Vec<Member> {
-        let mut list: Vec<Member> = self.current.values().cloned().collect();
-        list.sort_by(|a, b| a.peer_urls.first().cmp(&b.peer_urls.first()));
-        list
+        self.current.values().cloned().collect()
     }
 
     fn voters(&self) -> impl Iterator<Item = &Member> {

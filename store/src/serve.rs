@@ -35,13 +35,11 @@ use tower::Service as _;
 use crate::authority::Repair;
 use crate::calls::Calls;
 use crate::config::Url;
-use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Server, Service, status, watch};
+use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, OVERHEAD, Server, Service, status, watch};
 use crate::health;
 use crate::traffic::Metered;
 use crate::transport::PeerService;
 
-/// How much larger than a client's request its gRPC message may be.
-const OVERHEAD: usize = 512 << 10;
 const PEER_MESSAGE: usize = 128 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long connections may take to end.

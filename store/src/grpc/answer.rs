@@ -15,6 +15,8 @@ use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 
 use crate::watch::Changes;
 
+/// A stream's buffer to begin with.
+const FIRST: usize = 1 << 10;
 /// Bytes of answers that make one piece on the connection.
 const PIECE: usize = 32 << 10;
 
@@ -67,6 +69,7 @@ impl Encoder for AnswerEncoder {
 
     fn encode(&mut self, answer: Answer, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         // Fields may come in any order, and `events` has the highest number.
+        buffer.reserve(answer.encoded_len());
         answer.head.encode_raw(buffer);
         for changes in &answer.shared {
             buffer.put_slice(changes.encoded());
@@ -75,7 +78,7 @@ impl Encoder for AnswerEncoder {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(PIECE, PIECE)
+        BufferSettings::new(FIRST, PIECE)
     }
 }
 

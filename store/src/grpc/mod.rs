@@ -7,6 +7,7 @@ mod auth;
 mod check;
 mod cluster;
 mod error;
+mod flight;
 #[cfg(test)]
 mod fuzz;
 mod health;
@@ -17,17 +18,20 @@ mod queue;
 pub mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{AlarmType, ResponseHeader};
 use keelson_proto::etcd::storepb::command::Operation;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 pub use error::status;
+
+use flight::{InFlight, Waiting};
 
 use crate::apply::{Response, State};
 use crate::metrics::Metrics;
@@ -39,10 +43,8 @@ use crate::transport::Peers;
 pub const ETCD_VERSION: &str = "3.5.21";
 /// As much of it as the members of a cluster have in common.
 pub const CLUSTER_VERSION: &str = "3.5";
-/// Requests in flight that change something; more are refused.
-const MAX_IN_FLIGHT: usize = 20_000;
-/// Bytes of them, above which more are refused: all that may wait in memory while the disk or a quorum is away.
-const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;
+/// How much larger than a client's request a gRPC message may be.
+pub const OVERHEAD: usize = 512 << 10;
 
 /// How much longer the node has than its own deadline.
 const GRACE: Duration = Duration::from_secs(1);
@@ -73,7 +75,7 @@ pub struct Server {
     pub stopping: CancellationToken,
     /// Has the space looked at now.
     pub look_at_space: Notify,
-    in_flight: InFlight,
+    in_flight: Arc<InFlight>,
     lease_serial: AtomicU64,
 }
 
@@ -103,35 +105,6 @@ impl std::ops::Deref for Service {
     }
 }
 
-/// Requests that change something and have no answer yet.
-#[derive(Default)]
-struct InFlight {
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl InFlight {
-    /// None: there are too many. A single request may be of any size.
-    fn begin(&self, size: usize) -> Option<Flight<'_>> {
-        let requests = self.requests.fetch_add(1, Ordering::Relaxed);
-        let bytes = self.bytes.fetch_add(size, Ordering::Relaxed);
-        let flight = Flight { of: self, size };
-        (requests < MAX_IN_FLIGHT && bytes < MAX_IN_FLIGHT_BYTES).then_some(flight)
-    }
-}
-
-struct Flight<'a> {
-    of: &'a InFlight,
-    size: usize,
-}
-
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        self.of.requests.fetch_sub(1, Ordering::Relaxed);
-        self.of.bytes.fetch_sub(self.size, Ordering::Relaxed);
-    }
-}
-
 /// Runs a read whose length the client decides. The runtime has few threads, and they carry the peers' heartbeats: two
 /// long lists at once would cost the leader its place.
 fn long<T>(read: impl FnOnce() -> T) -> T {
@@ -152,7 +125,7 @@ impl Server {
             limits,
             stopping,
             look_at_space: Notify::new(),
-            in_flight: InFlight::default(),
+            in_flight: Arc::default(),
             lease_serial: AtomicU64::new(seed),
         })
     }
@@ -179,9 +152,8 @@ impl Server {
         let flight = self.in_flight.begin(operation.encoded_len()).ok_or_else(status::too_many_requests)?;
         let (reply, answer) = oneshot::channel();
         self.send(Event::Propose { operation, reply })?;
-        let answer = self.answered(answer).await;
-        drop(flight);
-        match answer {
+        let mut waiting = Waiting::new(flight, answer);
+        match self.answered(waiting.answer()).await {
             Ok((revision, Ok(response))) => Ok((revision, response)),
             Ok((_, Err(rejected))) => Err(error::rejected(&rejected)),
             Err(refused) => Err(error::refused(refused)),
@@ -190,7 +162,10 @@ impl Server {
 
     /// Waits for the node's answer. It says itself when something takes too long, but not while it waits for its disk, as
     /// that of a sole voter does.
-    async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, Refused>>) -> Result<T, Refused> {
+    async fn answered<T>(
+        &self,
+        answer: impl Future<Output = Result<Result<T, Refused>, RecvError>>,
+    ) -> Result<T, Refused> {
         let answer = async { answer.await.unwrap_or(Err(Refused::Stopped)) };
         if !self.shared.is_sole() {
             return answer.await;

@@ -22,7 +22,7 @@ use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::answer::{Answer, AnswerCodec, Batch, Batches};
-use super::{Server, Service, long, status};
+use super::{OVERHEAD, Server, Service, long, status};
 use crate::mvcc::{KeyRange, MvccError, Store};
 use crate::watch::{Change, Changes, Item, Stream, history};
 
@@ -443,7 +443,7 @@ impl Session {
         if !fragment {
             return self.send(response).await;
         }
-        for part in fragments(response, self.server.limits.request_bytes) {
+        for part in fragments(response, self.server.limits.request_bytes + OVERHEAD) {
             self.send(part).await?;
         }
         Ok(())

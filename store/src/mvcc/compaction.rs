@@ -38,7 +38,10 @@ impl Store {
         revisions.sort_unstable();
         for some in revisions.chunks(BATCH) {
             let freed = self.values.remove_records(some)?;
-            self.in_use.fetch_sub(freed, Ordering::Relaxed);
+            // Another state may have been put in place meanwhile, which has less.
+            let _ = self.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |in_use| {
+                Some(in_use.saturating_sub(freed))
+            });
         }
         revisions.clear();
         Ok(())

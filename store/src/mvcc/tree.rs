@@ -17,10 +17,9 @@ pub(super) fn removal(
     let (mut changes, mut gone, mut bytes) = (Vec::new(), 0, 0);
     let mut damaged = false;
     backend.at_or_before(&wanted, &mut |key, value| {
-        if record::parse_chunk_key(key).is_none() {
-            return;
-        }
-        if block::is_block(value) {
+        // What begins a later chunk is a client's, and may be anything.
+        let Some((_, chunk)) = record::parse_chunk_key(key) else { return };
+        if chunk == 0 && block::is_block(value) {
             let left = block::without(value, |entry| {
                 // What is not in the block any more is passed over.
                 while revisions.get(gone).is_some_and(|next| *next < entry.revision) {
@@ -62,7 +61,8 @@ pub(super) fn read_record(backend: &dyn Backend, revision: Revision) -> Result<O
     let wanted = record::chunk_key(revision, 0);
     let mut found = Found::Nothing;
     backend.at_or_before(&wanted, &mut |key, value| {
-        if block::is_block(value) && record::parse_chunk_key(key).is_some() {
+        let is_first = record::parse_chunk_key(key).is_some_and(|(_, chunk)| chunk == 0);
+        if is_first && block::is_block(value) {
             for entry in block::entries(value) {
                 match entry {
                     Some(entry) if entry.revision < revision => {}
@@ -106,7 +106,7 @@ pub fn scan_tree(
     // The first may be in a block that begins before it.
     backend.at_or_before(&from.clone(), &mut |key, value| {
         if block::is_block(value)
-            && let Some((revision, chunk)) = record::parse_chunk_key(key)
+            && let Some((revision, chunk @ 0)) = record::parse_chunk_key(key)
         {
             from = record::chunk_key(revision, chunk);
         }
@@ -158,4 +158,36 @@ pub fn scan_tree(
         }
     })?;
     damaged.map_or(Ok(()), |main| Err(BackendError::Damaged(main)))
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_proto::etcd::mvccpb::KeyValue;
+
+    use super::*;
+    use crate::mvcc::MemoryBackend;
+
+    /// A value whose later chunks begin as a block does.
+    #[test]
+    fn what_a_client_wrote_is_not_taken_for_a_block() {
+        let tree = MemoryBackend::default();
+        let at = |main| Revision { main, sub: 0 };
+        let kv = KeyValue { key: "k".into(), value: vec![2; 9000].into(), ..KeyValue::default() };
+        let record = Record { kv, tombstone: false };
+        let mut batch: Vec<Change> = Vec::new();
+        record.encode(at(5), |key, value| batch.push((key.to_vec(), Some(value))));
+        tree.write(batch).unwrap();
+        assert_eq!(read_record(&tree, at(6)).unwrap(), None);
+        assert_eq!(read_record(&tree, at(5)).unwrap(), Some(record.clone()));
+        assert_eq!(removal(&tree, &[at(6)]).unwrap(), (vec![], 0, 0));
+        let mut found = Vec::new();
+        scan_tree(&tree, at(6), at(9), &mut |revision, _| {
+            found.push(revision);
+            true
+        })
+        .unwrap();
+        assert!(found.is_empty());
+        let (gone, count, bytes) = removal(&tree, &[at(5), at(6)]).unwrap();
+        assert_eq!((gone.len(), count, bytes), (3, 0, record.size()));
+    }
 }

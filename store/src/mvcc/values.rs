@@ -281,15 +281,6 @@ impl Values {
         Some(mem::replace(&mut *self.backend.write(), mirror))
     }
 
-    /// Removes keys from the tree, and from its mirror.
-    pub(super) fn remove(&self, keys: Vec<Change>) -> Result<(), BackendError> {
-        let mirror = self.queue.lock().mirror.clone();
-        if let Some(mirror) = mirror {
-            self.write_mirror(&mirror, keys.clone());
-        }
-        self.backend().write(keys)
-    }
-
     /// A copy that cannot be written is given up; the tree itself is as it was.
     fn write_mirror(&self, mirror: &Arc<dyn Backend>, batch: Vec<Change>) {
         if let Err(error) = mirror.write(batch) {
@@ -426,7 +417,18 @@ impl Values {
             debug_assert!(rest.first().is_none_or(|next| next > first));
         }
         fail::fail_point!("compaction_before_write");
-        self.remove(batch)?;
+        let mirror = {
+            let queue = self.queue.lock();
+            if !Arc::ptr_eq(&self.backend.read(), &backend) {
+                // Another state was put in place: what was read of this one is not for it.
+                return Ok(0);
+            }
+            queue.mirror.clone()
+        };
+        if let Some(mirror) = mirror {
+            self.write_mirror(&mirror, batch.clone());
+        }
+        backend.write(batch)?;
         Ok(freed)
     }
 }

@@ -1,7 +1,7 @@
 //! One member: a single loop over a closed set of events, between consensus, the log and the state machine.
 //!
-//! The loop never waits for anything but the next event: the log, snapshots and peers have threads and tasks of their
-//! own and answer with events. Order within a turn: send what consensus may send before its entries are durable (a
+//! The loop waits for nothing but the next event: the log, snapshots and peers have threads and tasks of their own and
+//! answer with events. (Only a sole voter, whom nobody else waits for, waits for its log: see `write`.) Order within a turn: send what consensus may send before its entries are durable (a
 //! leader replicates while it writes), queue the write, apply what is committed, answer.
 //!
 //! [`Node`] does no I/O by itself and asks no clock but `env`'s: the thread in [`run`] is all that a simulation
@@ -441,8 +441,12 @@ impl Node {
             self.parts.wal.write(write);
             return Ok(());
         }
-        let reports = RefCell::new(Vec::new());
+        let (reports, begun) = (RefCell::new(Vec::new()), self.parts.clock.now());
         self.parts.wal.write_now(write, &|report| reports.borrow_mut().push(report)).map_err(Stopped::Wal)?;
+        let took = self.parts.clock.now().saturating_sub(begun);
+        if took > self.parts.tick {
+            self.deadlines.postpone(took);
+        }
         reports.into_inner().into_iter().try_for_each(|report| self.log_reports(report))
     }
 

@@ -263,8 +263,12 @@ impl Snapshots {
     pub fn restore(&self, backend: &dyn Backend) -> Result<(), SnapshotError> {
         let Some(manifest) = &self.latest else { return Ok(()) };
         let mut batch: Vec<Change> = Vec::new();
-        let (mut bytes, mut packer) = (0, Packer::default());
+        let (mut bytes, mut packer, mut last) = (0, Packer::default(), Revision::default());
         self.visit(&mut |revision, record| {
+            if revision <= last {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "revisions out of order"));
+            }
+            last = revision;
             let put = |key: [u8; KEY_LENGTH], value: Vec<u8>| {
                 bytes += key.len() + value.len();
                 batch.push((key.to_vec(), Some(value)));

@@ -205,6 +205,7 @@ impl Wal {
         snapshot: Option<(u64, u64)>,
         entries: &[Entry],
     ) {
+        debug_assert!(self.buffer.is_empty(), "a frame is still to be written");
         if let Some((index, term)) = snapshot {
             self.builder.snapshot(index, term);
             self.pending_index = self.pending_index.max(index);

@@ -171,6 +171,36 @@ fn a_full_disk_is_waited_for() {
     assert_eq!(recovered.last_index(), 2);
 }
 
+/// What is queued while the disk is full is not taken for written with the frame that waits.
+#[test]
+fn a_frame_that_waits_for_space_is_reported_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Arc::new(FullDisk(AtomicBool::new(true)));
+    disk.0.store(false, Ordering::Relaxed);
+    let (wal, _) = Wal::open(disk.clone(), directory.path(), IDENTITY, 0, 77).unwrap();
+    disk.0.store(true, Ordering::Relaxed);
+    let (handle, writer) = writer(wal, Unmeasured);
+    let reports = std::cell::RefCell::new(Vec::new());
+    let report = |report: Report| reports.borrow_mut().push(format!("{report:?}"));
+    let write = |number, bytes| {
+        let entries = vec![entry(number, 1, &vec![7; bytes])];
+        Write { number, hard_state: None, snapshot: None, entries, must_sync: true }
+    };
+    // More than a segment has room for.
+    handle.write_now(write(1, 17 << 20), &report).unwrap();
+    handle.write(write(2, 10));
+    assert!(writer.gather());
+    assert!(!writer.write(&report).unwrap());
+    disk.0.store(false, Ordering::Relaxed);
+    assert!(writer.write(&report).unwrap());
+    assert_eq!(reports.take(), ["Full(true)", "Full(false)", "Persisted(1)"]);
+    assert!(writer.gather());
+    assert!(writer.write(&|report| assert!(matches!(report, Report::Persisted(2)))).unwrap());
+    drop((handle, writer));
+    let (_, recovered) = open(directory.path()).unwrap();
+    assert_eq!(recovered.last_index(), 2);
+}
+
 #[test]
 fn a_full_disk_does_not_keep_the_process_from_ending() {
     let directory = tempfile::tempdir().unwrap();

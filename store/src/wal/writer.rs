@@ -55,8 +55,12 @@ impl Drop for WalHandle {
 
 impl WalHandle {
     fn queue(&self, job: Job) {
-        self.0.queue.lock().jobs.push_back(job);
-        self.0.work.notify_one();
+        let mut queue = self.0.queue.lock();
+        queue.jobs.push_back(job);
+        // A busy thread looks at the queue by itself, and a full disk is not to be tried again for each job.
+        if !queue.busy {
+            self.0.work.notify_one();
+        }
     }
 
     /// Queues a write. When the writer has failed it has said so; then this does nothing.
@@ -175,8 +179,12 @@ impl Writer {
     }
 
     fn take(&self, mut queue: MutexGuard<'_, Queue>) {
+        // A frame for which there was no space is written first, and by itself.
+        if queue.busy {
+            return;
+        }
         let jobs = std::mem::take(&mut queue.jobs);
-        queue.busy |= !jobs.is_empty();
+        queue.busy = !jobs.is_empty();
         drop(queue);
         let mut writing = self.0.writing.lock();
         for job in jobs {

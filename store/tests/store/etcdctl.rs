@@ -5,6 +5,7 @@
 //! member's name and URLs, and `<*>` anything within a line. Runs of spaces and dashes,
 //! which align tables, count as one.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -256,7 +257,11 @@ fn fits(line: &str, wanted: &str) -> bool {
 async fn etcdctl_prints_what_it_prints_of_etcd() {
     let mut members = harness::group(3).await;
     // As they are listed.
-    members.sort_by_key(Member::peer_url);
+    let mut ids = BTreeMap::new();
+    for member in &members {
+        ids.insert(member.name.clone(), member.client().status().await.unwrap().header.unwrap().member_id);
+    }
+    members.sort_by_key(|member| ids[&member.name]);
     let ctl = Ctl::new(&members).await;
     for case in [KV, TXN, LEASES, COMPACTION, MEMBERS, ENDPOINTS].concat() {
         ctl.check(&case);

@@ -88,6 +88,18 @@ async fn three_members_with_certificates() {
         "etcd_mvcc_put_total 1",
         "etcd_debugging_mvcc_keys_total 1",
         "process_resident_memory_bytes",
+        "grpc_server_started_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}",
+        "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 1\n",
+        "etcd_network_client_grpc_sent_bytes_total",
+        "etcd_network_peer_sent_bytes_total{To=",
+        "etcd_network_peer_received_bytes_total{From=",
+        "etcd_network_peer_round_trip_time_seconds_bucket",
+        "etcd_network_active_peers{Local=",
+        "etcd_server_id{server_id=",
+        "etcd_server_slow_apply_total 0",
+        "etcd_server_read_indexes_failed_total",
+        "etcd_debugging_mvcc_slow_watcher_total 0",
+        "etcd_cluster_version{cluster_version=\"3.5\"} 1",
     ] {
         assert!(metrics.contains(name), "{name} is missing in {metrics}");
     }

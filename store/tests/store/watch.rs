@@ -227,21 +227,23 @@ async fn large_responses_are_split_where_asked_for() {
             ..PutRequest::default()
         })),
     };
-    for round in 0..3 {
-        let success = (0..4).map(|i| put(format!("a/{round}/{i}"))).collect();
+    for _ in 0..3 {
+        let success = (0..4).map(|i| put(format!("a/{i}"))).collect();
         client.kv.clone().txn(TxnRequest { success, ..TxnRequest::default() }).await.unwrap();
     }
     let mut stream = Stream::open(&client).await;
-    stream.create(WatchCreateRequest { start_revision: 2, fragment: true, ..prefix("a/") }).await;
+    stream
+        .create(WatchCreateRequest { start_revision: 2, fragment: true, prev_kv: true, ..prefix("a/") })
+        .await;
     let (mut events, mut parts, mut ended) = (0, 0, false);
     while events < 12 {
         let response = stream.next().await;
-        assert!(prost::Message::encoded_len(&response) < 1536 << 10);
+        assert!(prost::Message::encoded_len(&response) < 2 << 20);
         events += response.events.len();
         parts += 1;
         ended = !response.fragment;
     }
-    assert!(ended && parts >= 3, "{parts}");
+    assert!(ended && parts >= 5, "{parts}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

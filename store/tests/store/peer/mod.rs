@@ -15,6 +15,8 @@
 //!   them, as etcd does from 3.6 on. Not sent.
 //! - A deletion at the very revision that is compacted: etcd up to 3.5.15 forgets it, so that a watch from there misses
 //!   it; kube-store keeps it, as later ones do. Only revisions of puts are compacted here.
+//! - The checksum at the very revision that is compacted: told by kube-store, as by etcd from 3.5.12 and 3.4.30 on. Not
+//!   asked for.
 //! - etcd 3.4 answers a request for alarms without a header; kube-store with one, as 3.5 does.
 
 mod requests;
@@ -22,20 +24,25 @@ mod watches;
 
 use std::fmt::Debug;
 
+use bytes::Bytes;
+use keelson_proto::etcd::etcdserverpb::request_op::Request as OpRequest;
 use keelson_proto::etcd::etcdserverpb::response_op::Response;
+use keelson_proto::etcd::etcdserverpb::watch_request::RequestUnion;
 use keelson_proto::etcd::etcdserverpb::{
     AlarmRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, ResponseHeader, TxnResponse,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader,
+    TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
 };
+use tokio_stream::StreamExt;
 use tonic::Status;
 
 use self::requests::{Generator, REQUEST_BYTES, Request, STREAMS, TXN_OPS};
 use self::watches::Pair;
 use crate::etcd::{self, Etcd};
-use crate::harness::{self, Client};
+use crate::harness::{self, Client, Member};
 
 /// Requests between two looks at what the watches got.
-const LEVEL_EVERY: usize = 40;
+const LEVEL_EVERY: u64 = 40;
 
 /// Leaves of a header what both servers have to agree on.
 pub fn anonymous(header: &mut Option<ResponseHeader>) {
@@ -251,24 +258,71 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
+/// Both servers, with the same flags.
+async fn start(flags: &[String]) -> (Member, Etcd) {
+    let mut member = harness::members(1).remove(0);
+    member.extra.extend_from_slice(flags);
+    member.start();
+    member.ready().await;
+    (member, Etcd::start(flags).await)
+}
+
+/// Changes one revision's worth of large values, twice; what a watch that wants both versions gets of the second time,
+/// response by response.
+async fn parts(client: &Client) -> Vec<(bool, Vec<Bytes>)> {
+    let create = WatchCreateRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        prev_kv: true,
+        fragment: true,
+        ..WatchCreateRequest::default()
+    };
+    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let requests = tokio_stream::once(create).chain(tokio_stream::pending());
+    let mut watch = client.watch.clone();
+    let mut responses = watch.watch(requests).await.unwrap().into_inner();
+    assert!(responses.message().await.unwrap().unwrap().created);
+    let put = |at: usize| {
+        let value = vec![b'v'; (150 << 10) + at];
+        let put = PutRequest { key: format!("k{at}").into(), value: value.into(), ..PutRequest::default() };
+        RequestOp { request: Some(OpRequest::RequestPut(put)) }
+    };
+    let mut parts = Vec::new();
+    for _ in 0..2 {
+        let request = TxnRequest { success: (0..TXN_OPS).map(put).collect(), ..TxnRequest::default() };
+        client.kv.clone().txn(request).await.unwrap();
+        parts.clear();
+        while parts.last().is_none_or(|(more, _)| *more) {
+            let response = responses.message().await.unwrap().unwrap();
+            let keys = response.events.into_iter().map(|event| event.kv.unwrap().key).collect();
+            parts.push((response.fragment, keys));
+        }
+    }
+    parts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn responses_are_split_where_etcd_splits_them() {
+    let (member, peer) = start(&[]).await;
+    let (ours, theirs) = (parts(&member.client()).await, parts(&peer.client()).await);
+    assert!(ours.len() > 1, "{ours:?}");
+    assert_eq!(ours, theirs);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_etcds() {
     let seed = number("PEER_SEED", rand::random());
-    let count = number("PEER_REQUESTS", 3000);
+    let count = number("PEER_REQUESTS", 2000);
     println!("PEER_SEED={seed} PEER_REQUESTS={count} PEER_ETCD={}", etcd::program());
-    let flags = vec![format!("--max-request-bytes={REQUEST_BYTES}"), format!("--max-txn-ops={TXN_OPS}")];
-    let mut member = harness::members(1).remove(0);
-    member.extra.clone_from(&flags);
-    member.start();
-    member.ready().await;
-    let peer = Etcd::start(&flags).await;
+    let flags = [format!("--max-request-bytes={REQUEST_BYTES}"), format!("--max-txn-ops={TXN_OPS}")];
+    let (member, peer) = start(&flags).await;
     let (ours, theirs) = (member.client(), peer.client());
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
         streams.push(Pair::open(&ours, &theirs).await);
     }
     let old = theirs.status().await.unwrap().version.starts_with("3.4.");
-    let mut peers = Peers { ours, theirs, streams, compacted: 0, old };
+    let mut peers = Peers { ours, theirs, streams, compacted: -1, old };
     let mut generator = Generator::new(seed);
     let mut revision = peers.revision().await;
     let mut puts = Vec::new();
@@ -285,7 +339,7 @@ async fn answers_are_etcds() {
             puts.push(revision);
         }
         puts.retain(|revision| *revision > peers.compacted);
-        if (serial as usize % LEVEL_EVERY == 0 || serial + 1 == count)
+        if (serial.is_multiple_of(LEVEL_EVERY) || serial + 1 == count)
             && let Err(difference) = peers.level().await
         {
             differences.push(format!("by request {serial}: {difference}"));

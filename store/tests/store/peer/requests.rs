@@ -86,15 +86,21 @@ impl Generator {
             84..86 => Request::KeepAlive(self.lease()),
             86..88 => Request::TimeToLive { id: self.lease(), keys: self.one_in(2) },
             88 => Request::Leases,
-            89 => Request::HashKv(self.revision(revision).max(0)),
+            89 => {
+                let at = self.revision(revision).max(0);
+                // Of the very revision that is compacted etcd tells it from 3.5.12 and 3.4.30 on.
+                Request::HashKv(if at == compacted { 0 } else { at })
+            }
             90 => Request::Alarms,
-            91..96 => {
+            91..95 => {
                 Request::Watch { stream: self.random.random_range(0..STREAMS), create: self.watch(revision) }
             }
-            96..98 => Request::Cancel {
+            95..97 => Request::Cancel {
                 stream: self.random.random_range(0..STREAMS),
                 id: self.random.random_range(0..12),
             },
+            97 => Request::Put(self.put()),
+            98 => Request::Txn(self.txn(revision, 0)),
             _ => Request::Progress { stream: self.random.random_range(0..STREAMS) },
         }
     }
