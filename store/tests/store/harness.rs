@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use keelson_proto::etcd::etcdserverpb::{PutRequest, PutResponse, RangeRequest};
@@ -17,8 +18,22 @@ pub use crate::client::Client;
 /// Nothing here takes that long, unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A port that nobody has, and that nobody is given before a member takes it: it is below those that the system gives to
+/// connections, and each process begins at another one.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 17_000;
+    const APART: u32 = 97;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(APART);
+    loop {
+        let given = GIVEN.fetch_add(1, Ordering::Relaxed);
+        assert!(given < COUNT, "no port is free");
+        let port = (FIRST + begin.wrapping_add(given) % COUNT) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub struct Member {
