@@ -151,10 +151,13 @@ pub fn check(
                 .flatten()
                 .filter(|call| makes(call, &versions, at, changes))
                 .collect();
-            if makers.len() > 1 {
-                // A lease whose last keys went just before it was revoked.
-                makers.retain(|call| !matches!(call.request, Request::Operation(Operation::LeaseRevoke(_))));
-            }
+            // A lease whose last keys went just before it was revoked: by another call, or at a revision that somebody knew
+            // before this one began (whoever deleted them has no answer then).
+            let several = makers.len() > 1;
+            makers.retain(|call| {
+                let revokes = matches!(call.request, Request::Operation(Operation::LeaseRevoke(_)));
+                !revokes || !(several || floor.before(call.begun) >= at)
+            });
             assert!(makers.len() <= 1, "revision {at} was told to several that wrote: {makers:#?}");
             if let [maker] = makers[..] {
                 assert!(

@@ -115,8 +115,8 @@ impl World {
             }
         }
         self.transfers += 1;
-        let random = &mut self.random;
-        if self.network.loses(from, to, random) || random.percent(5) {
+        let (random, rough) = (&mut self.random, !self.plan.over);
+        if self.network.loses(from, to, random) || (rough && random.percent(5)) {
             whole = false;
             pieces.truncate(random.index(pieces.len() + 1));
             self.fault_happened(Fault::SnapshotTorn, 1);
