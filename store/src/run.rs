@@ -283,10 +283,14 @@ async fn hand_over(server: &Arc<Server>) {
     }
 }
 
-/// Tells the other members this one's name and clients' URLs, until it is known.
+/// Tells the other members this one's name and clients' URLs, until it is known. Not before it has a state: whoever has
+/// told its name is taken for one that may have lost what it once promised, and elects nobody until it is given a log.
 async fn publish(server: Arc<Server>, config: Config, stopping: CancellationToken) {
     let client_urls: Vec<String> = config.advertised_client_urls().iter().map(Url::to_string).collect();
+    let mut begun = server.shared.watch_membership();
     let publish = async {
+        // The sender lives as long as the server.
+        let _ = begun.wait_for(|_| server.state.applied() > 0).await;
         loop {
             let known = server.state.members.read().get(&server.member).cloned();
             match known {

@@ -125,7 +125,7 @@ impl World {
         self.settle(member, result.map(|_| ()).map_err(Stopped::Tree));
     }
 
-    /// A process tells the others its name, until they know it.
+    /// A process tells the others its name once it has a state, until they know it.
     pub fn publish(&mut self, member: usize) {
         let says = self.members[member].says();
         let Member { process: Some(process), life, .. } = &mut self.members[member] else { return };
@@ -139,8 +139,8 @@ impl World {
             .publishing
             .as_mut()
             .is_some_and(|answer| matches!(answer.try_recv(), Err(TryRecvError::Empty)));
-        let life = *life;
-        if !waits {
+        let (life, begun) = (*life, process.state.applied() > 0);
+        if begun && !waits {
             let (reply, answer) = oneshot::channel();
             process.publishing = Some(answer);
             self.send(member, Event::Propose { operation: Operation::Publish(says), reply });
