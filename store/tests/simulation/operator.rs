@@ -209,7 +209,8 @@ impl World {
             let address = self.members[displaced as usize - 1].address;
             return Some(Change::Update(moved(displaced, address)));
         }
-        if self.plan.over || self.operator.every.is_none() {
+        // Whoever is not where the others look for it may be as good as lost to them: that is mended before anything else.
+        if displaced.is_some() || self.plan.over || self.operator.every.is_none() {
             return None;
         }
         let random = &mut self.operator.random;
@@ -226,13 +227,14 @@ impl World {
             10..12 => Change::Remove(some),
             12..14 => Change::Remove(self.leader()?),
             // Two that are not where the others look for them might never find each other, and one may not be moved back.
-            14..16 if displaced.is_some() || self.operator.may_be_moved(some) => return None,
+            14..16 if self.operator.may_be_moved(some) => return None,
             // One that is to join has to be where it is expected.
             14..16 if !self.members[some as usize - 1].begun => return None,
             14..16 => {
                 self.operator.address += 1;
                 let address = self.operator.address;
-                if self.operator.random.one_in(3) {
+                let bearable = keeps_quorum(&self.members, &self.lineage, &open, None, Some(some));
+                if bearable && self.operator.random.one_in(3) {
                     // It is moved before anybody knows.
                     self.members[some as usize - 1].address = address;
                     self.end(some as usize - 1, Loss::Process);
