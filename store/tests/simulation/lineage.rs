@@ -143,6 +143,11 @@ impl Lineage {
         &self.line[place]
     }
 
+    /// How many times who votes and learns has changed since. (Where members are is nothing to consensus.)
+    pub fn changes_since(&self, place: usize) -> usize {
+        self.line[place..].windows(2).filter(|two| two[0].configuration != two[1].configuration).count()
+    }
+
     /// Where a change led to; each is made once at most.
     pub fn place_of(&self, change: &Change) -> Option<usize> {
         self.changes.iter().position(|made| made == change).map(|before| before + 1)

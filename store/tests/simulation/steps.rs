@@ -216,8 +216,8 @@ impl World {
         if term > newest {
             let place = self.members[member].place;
             assert!(
-                place.is_some_and(|place| place + 1 >= self.lineage.end()),
-                "member {member} leads in term {term} by {:#?}, which is older than the one before {:#?}",
+                place.is_some_and(|place| self.lineage.changes_since(place) <= 1),
+                "member {member} leads in term {term} by {:#?}, which is older than the one before the last change of {:#?}",
                 place.map(|place| self.lineage.at(place)),
                 self.lineage.newest()
             );
