@@ -25,6 +25,7 @@ if [ "$(id -u)" -ne 0 ]; then
   exit 1
 fi
 # Two at once would find apt's lists locked.
+mkdir -p /run/lock
 exec 9>/run/lock/keelson-packages
 flock 9
 echo "installing ${missing[*]}"
