@@ -35,7 +35,7 @@ use tower::Service as _;
 use crate::authority::Repair;
 use crate::calls::Calls;
 use crate::config::Url;
-use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, OVERHEAD, Server, Service, status, watch};
+use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Server, Service, status, watch};
 use crate::health;
 use crate::traffic::Metered;
 use crate::transport::PeerService;
@@ -74,8 +74,6 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 pub struct Clients {
     kv: KvServer<Server>,
     watch: Service,
-    /// Bytes of a client's message.
-    limit: usize,
     lease: LeaseServer<Service>,
     cluster: ClusterServer<Server>,
     maintenance: MaintenanceServer<Server>,
@@ -103,7 +101,7 @@ impl Services {
         registry: &Registry,
         calls: Arc<Calls>,
     ) -> Result<Self, tonic_reflection::server::Error> {
-        let limit = server.limits.request_bytes + OVERHEAD;
+        let limit = server.message_limit();
         let service = Service(server.clone());
         let described = || {
             let builder = tonic_reflection::server::Builder::configure();
@@ -112,7 +110,6 @@ impl Services {
         Ok(Self::Clients(Arc::new(Clients {
             kv: KvServer::from_arc(server.clone()).max_decoding_message_size(limit),
             watch: service.clone(),
-            limit,
             lease: LeaseServer::new(service.clone()).max_decoding_message_size(limit),
             cluster: ClusterServer::from_arc(server.clone()).max_decoding_message_size(limit),
             maintenance: MaintenanceServer::from_arc(server.clone()).max_decoding_message_size(limit),
@@ -188,7 +185,7 @@ impl Clients {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         match service(&request) {
             "etcdserverpb.KV" => self.kv.clone().call(request).await,
-            "etcdserverpb.Watch" => watch::serve(self.watch.clone(), self.limit, request).await,
+            "etcdserverpb.Watch" => watch::serve(self.watch.clone(), request).await,
             "etcdserverpb.Lease" => self.lease.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,

@@ -44,7 +44,7 @@ pub const ETCD_VERSION: &str = "3.5.21";
 /// As much of it as the members of a cluster have in common.
 pub const CLUSTER_VERSION: &str = "3.5";
 /// How much larger than a client's request a gRPC message may be.
-pub const OVERHEAD: usize = 512 << 10;
+const OVERHEAD: usize = 512 << 10;
 
 /// How much longer the node has than its own deadline.
 const GRACE: Duration = Duration::from_secs(1);
@@ -128,6 +128,11 @@ impl Server {
             in_flight: Arc::default(),
             lease_serial: AtomicU64::new(seed),
         })
+    }
+
+    /// Bytes that a message to or from a client may have.
+    pub fn message_limit(&self) -> usize {
+        self.limits.request_bytes + OVERHEAD
     }
 
     fn header(&self, revision: i64) -> Option<ResponseHeader> {

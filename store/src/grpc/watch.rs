@@ -22,7 +22,7 @@ use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::answer::{Answer, AnswerCodec, Batch, Batches};
-use super::{OVERHEAD, Server, Service, long, status};
+use super::{Server, Service, long, status};
 use crate::mvcc::{KeyRange, MvccError, Store};
 use crate::watch::{Change, Changes, Item, Stream, history};
 
@@ -38,12 +38,12 @@ const METHOD: &str = "/etcdserverpb.Watch/Watch";
 /// Serves a request to the service Watch.
 pub fn serve(
     service: Service,
-    limit: usize,
     request: http::Request<Incoming>,
 ) -> BoxFuture<http::Response<Body>, Infallible> {
     if request.uri().path() != METHOD {
         return Box::pin(std::future::ready(Ok(Status::unimplemented("").into_http())));
     }
+    let limit = service.message_limit();
     let mut grpc = Grpc::new(AnswerCodec).apply_max_message_size_config(Some(limit), None);
     Box::pin(async move { Ok(grpc.streaming(service, request).await) })
 }
@@ -181,6 +181,16 @@ impl Session {
         self.batch.1 += answer.encoded_len();
         self.batch.0.push(answer);
         if self.batch.1 >= BATCH { self.hand_over().await } else { Ok(()) }
+    }
+
+    /// Ends the stream with why it cannot go on, behind what is to be sent before.
+    async fn fail(&mut self, error: MvccError) -> Ended {
+        let status = self.server.read_failed(error);
+        if self.hand_over().await.is_ok() {
+            // The client may have gone meanwhile.
+            let _ = self.answers.send(Err(status)).await;
+        }
+        Ended
     }
 
     async fn hand_over(&mut self) -> Result<(), Ended> {
@@ -353,7 +363,10 @@ impl Session {
                     }
                     let store = &self.server.state.store;
                     let lists = changes.iter().map(|changes| watcher.events(store, changes.list()));
-                    let events = lists.collect::<Result<Vec<_>, _>>().map_err(|_| Ended)?.concat();
+                    let events = match lists.collect::<Result<Vec<_>, _>>() {
+                        Ok(lists) => lists.concat(),
+                        Err(error) => return Err(self.fail(error).await),
+                    };
                     self.send_events(id, revision, events).await?;
                 }
             }
@@ -381,7 +394,10 @@ impl Session {
             match long(read) {
                 Ok(found) => {
                     watcher.next = found.through + 1;
-                    let events = watcher.events(store, &found.changes).map_err(|_| Ended)?;
+                    let events = match watcher.events(store, &found.changes) {
+                        Ok(events) => events,
+                        Err(error) => return Err(self.fail(error).await),
+                    };
                     self.send_events(id, found.through, events).await?;
                 }
                 Err(MvccError::Compacted) => {
@@ -397,9 +413,7 @@ impl Session {
                     .await?;
                 }
                 Err(other) => {
-                    self.hand_over().await?;
-                    let _ = self.answers.send(Err(self.server.read_failed(other))).await;
-                    return Err(Ended);
+                    return Err(self.fail(other).await);
                 }
             }
             // Nothing here waits; others get their turn.
@@ -443,7 +457,7 @@ impl Session {
         if !fragment {
             return self.send(response).await;
         }
-        for part in fragments(response, self.server.limits.request_bytes + OVERHEAD) {
+        for part in fragments(response, self.server.message_limit()) {
             self.send(part).await?;
         }
         Ok(())

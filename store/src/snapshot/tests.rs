@@ -1,3 +1,5 @@
+//! Snapshots on real files: made, sent, restored, and refused when damaged.
+
 use std::ops::ControlFlow;
 
 use keelson_proto::etcd::etcdserverpb::PutRequest;

@@ -1,3 +1,5 @@
+//! The log on real files and on a disk that is full: what is written is read back, and damage is told from a torn end.
+
 use std::path::Path;
 use std::sync::Arc;
 

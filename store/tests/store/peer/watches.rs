@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 struct Received {
     events: BTreeMap<i64, Vec<Event>>,
+    /// How many of them an earlier watch of the same id had been sent.
+    earlier: BTreeMap<i64, usize>,
     created: Vec<WatchResponse>,
     canceled: Vec<WatchResponse>,
     progress: Vec<WatchResponse>,
@@ -37,6 +39,8 @@ struct Received {
 impl Received {
     fn take(&mut self, response: WatchResponse) {
         if response.created {
+            let id = response.watch_id;
+            self.earlier.insert(id, self.events.get(&id).map_or(0, Vec::len));
             self.created.push(response);
         } else if response.canceled {
             self.canceled.push(response);
@@ -53,7 +57,8 @@ impl Received {
         let (first, last) = (response.events.first().map(revision), response.events.last().map(revision));
         let parts = self.parts.entry(id).or_default();
         let seen = self.events.entry(id).or_default();
-        if *parts == 0 && seen.last().map(revision) >= first {
+        let earlier = self.earlier.get(&id).copied().unwrap_or(0);
+        if *parts == 0 && seen.iter().skip(earlier).next_back().map(revision) >= first {
             self.wrong = Some(format!("a revision came in two responses: {response:?}"));
         }
         if response.header.as_ref().map(|header| header.revision) < last {
