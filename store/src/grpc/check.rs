@@ -136,7 +136,6 @@ fn overlaps(ops: &[RequestOp]) -> Result<Touched, Status> {
             touched.deletes.add(KeyRange::new(request.key.clone(), request.range_end.clone()));
         }
     }
-    let mut nested_deletes = Deleted::default();
     for op in ops {
         let Some(Request::RequestTxn(request)) = &op.request else { continue };
         let mut success = overlaps(&request.success)?;
@@ -149,10 +148,10 @@ fn overlaps(ops: &[RequestOp]) -> Result<Touched, Status> {
         for key in success.puts {
             touched.put(key)?;
         }
-        nested_deletes.merge(success.deletes);
-        nested_deletes.merge(failure.deletes);
+        // As etcd has it: what this one deletes, later ones may not put, but what earlier ones put, it may delete.
+        touched.deletes.merge(success.deletes);
+        touched.deletes.merge(failure.deletes);
     }
-    touched.deletes.merge(nested_deletes);
     for op in ops {
         if let Some(Request::RequestPut(request)) = &op.request {
             touched.put(request.key.clone())?;
@@ -238,6 +237,10 @@ mod tests {
         check(vec![txn_op(vec![put_op("a")], vec![]), put_op("a")], DUPLICATE);
         check(vec![txn_op(vec![delete_op("a", "")], vec![]), put_op("a")], DUPLICATE);
         check(vec![txn_op(vec![put_op("a")], vec![]), delete_op("a", "")], DUPLICATE);
+        let (puts, deletes) = (txn_op(vec![], vec![put_op("a")]), txn_op(vec![delete_op("a", "")], vec![]));
+        check(vec![deletes.clone(), puts.clone()], DUPLICATE);
+        check(vec![puts, deletes], "");
+        check(vec![txn_op(vec![put_op("a")], vec![delete_op("a", "")])], "");
         check(vec![put_op("")], "etcdserver: key is not provided");
         check(vec![RequestOp { request: None }], "etcdserver: key not found");
         check((0..6).map(|_| delete_op("a", "")).collect(), TOO_MANY);
