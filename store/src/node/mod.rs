@@ -104,6 +104,8 @@ pub struct Parts {
     pub events: std::sync::mpsc::Sender<Event>,
 }
 
+/// A follower that waited longer for its disk does not wait for it again for some time.
+const SLOW_WRITE: Duration = Duration::from_millis(10);
 /// Entries whose application takes longer are counted, as in etcd.
 const SLOW_APPLY: Duration = Duration::from_millis(100);
 
@@ -129,6 +131,8 @@ pub struct Node {
     /// The last write queued, and the last that is durable.
     written: u64,
     persisted: u64,
+    /// The tick until which this member's disk counts as slow.
+    slow_until: u64,
     /// What was left out of the log since the last write: a commit index.
     left_out: Option<HardState>,
     /// Term of the last applied entry.
@@ -194,6 +198,7 @@ impl Node {
             leading: false,
             written: 0,
             persisted: 0,
+            slow_until: 0,
             left_out: None,
             applied_term,
             installed: None,
@@ -427,7 +432,8 @@ impl Node {
     /// finds both in its log and knows of neither would stand for election with a majority that does not meet the others'.
     ///
     /// Who needs nobody else to commit has nothing to do before a write is durable, and makes it by itself: two changes of
-    /// threads less for each.
+    /// threads less for each. So does a follower, which has only that to say, as long as its disk is quick: on a slow one
+    /// it goes on hearing the leader.
     fn write(&mut self, mut write: Write) -> Result<(), Stopped> {
         let left_out = self.left_out.take();
         write.hard_state = write.hard_state.or(left_out);
@@ -435,7 +441,10 @@ impl Node {
             self.left_out = write.hard_state;
             return Ok(());
         }
-        let by_itself = self.persisted == self.written && self.parts.group.is_sole_leader();
+        let follows = self.parts.group.status().role == Role::Follower && self.now >= self.slow_until;
+        let by_itself = self.persisted == self.written
+            && write.snapshot.is_none()
+            && (follows || self.parts.group.is_sole_leader());
         self.written = write.number;
         if !by_itself {
             self.parts.wal.write(write);
@@ -444,6 +453,9 @@ impl Node {
         let (reports, begun) = (RefCell::new(Vec::new()), self.parts.clock.now());
         self.parts.wal.write_now(write, &|report| reports.borrow_mut().push(report)).map_err(Stopped::Wal)?;
         let took = self.parts.clock.now().saturating_sub(begun);
+        if took > SLOW_WRITE {
+            self.slow_until = self.now + self.parts.election_ticks;
+        }
         if took > self.parts.tick {
             self.deadlines.postpone(took);
         }
