@@ -46,11 +46,11 @@ fn main() -> ExitCode {
     for gate in &config.feature_gates.ignored {
         tracing::warn!("the feature gate {gate} has nothing to act on in kube-store: it is ignored");
     }
-    // Consensus panics where going on could lose data. The threads that own the state have names, and the process ends
-    // with them; a task that serves a client ends alone.
+    // The threads that own the state have names, and the process ends with them (with the node too: see `node::run`); a
+    // task that serves a client ends alone.
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(%panic, "a bug");
-        if matches!(std::thread::current().name(), Some("node" | "wal" | "tree" | "keeper")) {
+        if matches!(std::thread::current().name(), Some("wal" | "tree" | "keeper")) {
             std::process::abort();
         }
     }));

@@ -9,6 +9,7 @@ use keelson_component_base::shutdown;
 use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
 use keelson_proto::etcd::etcdserverpb::{AlarmRequest, AlarmType, Member};
 use keelson_proto::etcd::storepb::command::Operation;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -68,6 +69,29 @@ pub enum Ended {
     Superseded,
 }
 
+/// The runtime of the node and of the connections to its peers: whatever clients ask for, it keeps neither heartbeats nor
+/// votes waiting.
+struct Consensus(Option<Runtime>);
+
+impl Consensus {
+    fn start() -> Result<(Self, Handle), RunError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("consensus").enable_all().build();
+        let runtime = runtime.map_err(RunError::Runtime)?;
+        let handle = runtime.handle().clone();
+        Ok((Self(Some(runtime)), handle))
+    }
+}
+
+impl Drop for Consensus {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // After a failure a thread may hang on the disk.
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Runs a member until a signal, or until it cannot go on.
 ///
 /// # Errors
@@ -95,13 +119,16 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
     registry.build_info("etcd_server_version", &[("server_version", crate::grpc::ETCD_VERSION)]);
     registry.build_info("etcd_cluster_version", &[("cluster_version", crate::grpc::CLUSTER_VERSION)]);
     let stopping = CancellationToken::new();
+    let (_consensus, consensus) = Consensus::start()?;
     let origin = tokio::select! {
         () = signalled.cancelled() => return Ok(Ended::Stopped),
         origin = join::origin(config, &env) => origin?,
     };
-    let Running { server, snapshots, events, epoch, node, wal, tree, lock } =
-        tokio::task::block_in_place(|| start::start(config, &env, &origin, &registry, stopping.clone()))
-            .inspect_err(|_| advise(config, &env))?;
+    let Running { server, snapshots, events, epoch, mut node, wal, tree, lock } =
+        tokio::task::block_in_place(|| {
+            start::start(config, &env, &origin, &registry, stopping.clone(), &consensus)
+        })
+        .inspect_err(|_| advise(config, &env))?;
     let values = server.state.store.values.clone();
 
     let (stop_serving, serving) = (CancellationToken::new(), TaskTracker::new());
@@ -115,7 +142,7 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
     let service = Services::peers(PeerService::new(server.clone(), snapshots, epoch));
     for listener in peer_listeners {
         tracing::info!(url = %listener.url, "serving peers");
-        serving.spawn(listener.serve(service.clone(), stop_serving.clone()));
+        serving.spawn_on(listener.serve(service.clone(), stop_serving.clone()), &consensus);
     }
     let service = Services::metrics(&server, &registry);
     for listener in metrics_listeners {
@@ -135,12 +162,6 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
     }
     background.spawn(watch_space(server.clone(), config.data_directory(), env.clone(), stopping.clone()));
 
-    let (node_ends, mut node_ended) = oneshot::channel();
-    std::thread::spawn(move || {
-        let result = node.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        // Nobody waits any more once the process drains.
-        let _ = node_ends.send(result);
-    });
     let mut inconsistent = None;
     let mut ended = Ended::Stopped;
     let failed = tokio::select! {
@@ -154,7 +175,8 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
             inconsistent = Some(error);
             None
         }
-        result = &mut node_ended => Some(result.unwrap_or(Ok(()))),
+        // It has no panic to tell of: those end the process.
+        result = &mut node => Some(result.unwrap_or(Ok(()))),
     };
     if failed.is_none() {
         hand_over(&server).await;
@@ -167,7 +189,7 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
         None => {
             // The node ends its threads; it may have ended by itself.
             let _ = events.send(Event::Stop);
-            node_ended.await.unwrap_or(Ok(()))
+            node.await.unwrap_or(Ok(()))
         }
     };
     background.close();

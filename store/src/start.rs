@@ -4,13 +4,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use keelson_component_base::metrics::Registry;
 use keelson_proto::etcd::storepb::Metadata;
 use keelson_raft::{ConfState, Group, Initial};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
 
 use crate::apply::State;
 use crate::config::Config;
@@ -185,7 +187,7 @@ pub fn build<N: Network + Clone + 'static>(
     setup: Setup<'_>,
     metrics: &Arc<Metrics>,
     network: impl FnOnce(&State) -> N,
-    events: &Sender<Event>,
+    events: &UnboundedSender<Event>,
 ) -> Result<Built<N>, StartError> {
     let Identity { cluster, member } = setup.origin.identity();
     let Disks { snapshots, trees, backend, loaded, wal, recovered } =
@@ -240,7 +242,10 @@ pub fn build<N: Network + Clone + 'static>(
             wal,
             keeper,
             snapshots: snapshots.clone(),
-            install: Box::new(move |state, snapshots| install(&trees, state, snapshots)),
+            // Peers go on being heard.
+            install: Box::new(move |state, snapshots| {
+                tokio::task::block_in_place(|| install(&trees, state, snapshots))
+            }),
             network: Box::new(network.clone()),
             clock: env.clock.clone(),
             metrics: metrics.clone(),
@@ -260,10 +265,10 @@ pub fn build<N: Network + Clone + 'static>(
 pub struct Running {
     pub server: Arc<Server>,
     pub snapshots: Arc<Mutex<Snapshots>>,
-    pub events: Sender<Event>,
+    pub events: UnboundedSender<Event>,
     pub epoch: u64,
     /// Ends with why the member cannot go on, if it did not just stop.
-    pub node: std::thread::JoinHandle<Result<(), Stopped>>,
+    pub node: JoinHandle<Result<(), Stopped>>,
     pub wal: std::thread::JoinHandle<()>,
     pub tree: std::thread::JoinHandle<()>,
     /// While it is held, no other process uses the data.
@@ -281,7 +286,7 @@ pub(crate) fn lock(directory: &Path) -> Result<fs::File, StartError> {
     }
 }
 
-/// Starts a member. Must be called inside the runtime.
+/// Starts a member; its node, and what that and its peers say to each other, run in `consensus`.
 ///
 /// # Errors
 /// Anything on disk that cannot be used; nothing was started then.
@@ -291,6 +296,7 @@ pub fn start(
     origin: &Origin,
     registry: &Registry,
     stopping: tokio_util::sync::CancellationToken,
+    consensus: &Handle,
 ) -> Result<Running, StartError> {
     let directory = config.data_directory();
     env.disk.create_dir(&directory).map_err(|error| StartError::Directory(directory.clone(), error))?;
@@ -323,7 +329,7 @@ pub fn start(
         strict_reconfig_check: config.strict_reconfig_check,
         max_learners: config.max_learners,
     };
-    let (events, inbox) = channel();
+    let (events, inbox) = unbounded_channel();
     let network = |state: &State| {
         let peers_config = PeersConfig {
             cluster: peer_cluster(cluster, state.members.read().incarnation().id),
@@ -331,7 +337,7 @@ pub fn start(
             peer_urls: config.initial_advertise_peer_urls.clone(),
             credentials: config.peer_credentials(),
         };
-        PeerNetwork(Peers::new(peers_config, events.clone(), metrics.clone()))
+        PeerNetwork(Peers::new(peers_config, events.clone(), metrics.clone(), consensus.clone()))
     };
     let Built { node, network, wal, keeper, state, shared, snapshots } =
         build(env, setup, &metrics, network, &events)?;
@@ -366,7 +372,7 @@ pub fn start(
     let keeper_events = events.clone();
     snapshot::spawn(keeper, move |report| drop(keeper_events.send(Event::Keeper(report))))
         .map_err(StartError::Thread)?;
-    let node = spawn_node(node, inbox).map_err(StartError::Thread)?;
+    let node = consensus.spawn(crate::node::run(node, inbox));
     let server = Server::new(grpc::Parts {
         cluster,
         member,
@@ -380,13 +386,6 @@ pub fn start(
         seed: env.seed,
     });
     Ok(Running { server, snapshots, events, epoch: env.seed, node, wal, tree, lock })
-}
-
-fn spawn_node(
-    node: Node,
-    events: Receiver<Event>,
-) -> io::Result<std::thread::JoinHandle<Result<(), Stopped>>> {
-    std::thread::Builder::new().name("node".into()).spawn(move || crate::node::run(node, &events))
 }
 
 fn limits(config: &Config) -> Limits {

@@ -19,11 +19,11 @@ pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{AlarmType, ResponseHeader};
 use keelson_proto::etcd::storepb::command::Operation;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,7 @@ pub struct Server {
     pub state: Arc<State>,
     pub shared: Arc<Shared>,
     pub metrics: Arc<Metrics>,
-    pub events: Sender<Event>,
+    pub events: UnboundedSender<Event>,
     pub peers: Arc<Peers>,
     pub limits: Limits,
     /// Ends watches and keepalive streams.
@@ -86,7 +86,7 @@ pub struct Parts {
     pub state: Arc<State>,
     pub shared: Arc<Shared>,
     pub metrics: Arc<Metrics>,
-    pub events: Sender<Event>,
+    pub events: UnboundedSender<Event>,
     pub peers: Arc<Peers>,
     pub limits: Limits,
     pub stopping: CancellationToken,

@@ -4,8 +4,7 @@
 //! answer with events. (Only a sole voter, whom nobody else waits for, waits for its log: see `write`.) Order within a turn: send what consensus may send before its entries are durable (a
 //! leader replicates while it writes), queue the write, apply what is committed, answer.
 //!
-//! [`Node`] does no I/O by itself and asks no clock but `env`'s: the thread in [`run`] is all that a simulation
-//! replaces.
+//! [`Node`] does no I/O by itself and asks no clock but `env`'s: the task in [`run`] is all that a simulation replaces.
 
 mod event;
 mod leases;
@@ -16,7 +15,6 @@ mod shared;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +24,7 @@ use keelson_raft::{
 };
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 pub use event::{Event, LeaseAnswer, Network, Reader, Refused, SnapshotSender, Stopped};
 pub use pending::Answer;
@@ -101,9 +100,11 @@ pub struct Parts {
     pub strict_reconfig_check: bool,
     pub max_learners: u32,
     /// Where threads and tasks answer to.
-    pub events: std::sync::mpsc::Sender<Event>,
+    pub events: UnboundedSender<Event>,
 }
 
+/// Events of one turn, at most.
+const MOST_EVENTS: usize = 1024;
 /// A follower that waited longer for its disk does not wait for it again for some time.
 const SLOW_WRITE: Duration = Duration::from_millis(10);
 /// Entries whose application takes longer are counted, as in etcd.
@@ -148,35 +149,54 @@ pub struct Node {
     received: bool,
 }
 
-/// Runs a node until it is stopped or cannot go on.
+/// Ends the process if consensus panics: it does where going on could lose data.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Runs a node until it is stopped or cannot go on. It shares a thread with the connections to its peers, so that what
+/// they say and are told changes no threads, and with nothing that takes long.
 ///
 /// # Errors
 /// Why it cannot.
-pub fn run(mut node: Node, events: &Receiver<Event>) -> Result<(), Stopped> {
+pub async fn run(mut node: Node, mut events: UnboundedReceiver<Event>) -> Result<(), Stopped> {
+    let _abort = AbortOnPanic;
     let mut next_tick = node.parts.clock.now() + node.parts.tick;
+    let timer = tokio::time::sleep(node.parts.tick);
+    tokio::pin!(timer);
     loop {
-        let mut now = node.parts.clock.now();
-        match events.recv_timeout(next_tick.saturating_sub(now)) {
-            Ok(event) => {
-                if node.handle(event)? {
-                    return Ok(());
-                }
+        tokio::select! {
+            biased;
+            event = events.recv() => {
+                // It never ends: the node itself has a sender.
+                let mut next = event;
                 // What has queued up goes into the same turn: one write, one message per peer. Bounded, so that ticks
                 // come in time.
-                for event in events.try_iter().take(1024) {
+                let mut left = MOST_EVENTS;
+                while let Some(event) = next {
                     if node.handle(event)? {
                         return Ok(());
                     }
+                    left -= 1;
+                    next = if left > 0 { events.try_recv().ok() } else { None };
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            () = &mut timer => {}
         }
-        now = node.parts.clock.now();
+        let now = node.parts.clock.now();
         if now >= next_tick {
             node.tick()?;
             // A pause is one tick, not many: other members may have spoken meanwhile, and are read first.
             next_tick = (next_tick + node.parts.tick).max(now);
+        }
+        if now >= next_tick || timer.is_elapsed() {
+            timer.as_mut().reset(tokio::time::Instant::now() + next_tick.saturating_sub(now));
         }
         node.turn()?;
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::Sender as EventSender;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
@@ -84,7 +83,7 @@ pub struct Peers {
     /// Where this member is, as it was told and as the membership has it.
     peer_urls: (Vec<String>, RwLock<Vec<String>>),
     peers: RwLock<BTreeMap<u64, Peer>>,
-    events: EventSender<Event>,
+    events: mpsc::UnboundedSender<Event>,
     metrics: Arc<Metrics>,
     runtime: Handle,
 }
@@ -184,8 +183,13 @@ fn parse(urls: &[String]) -> impl Iterator<Item = Url> {
 }
 
 impl Peers {
-    /// Knows nobody until [`Self::follow`]. Must be called inside the runtime.
-    pub fn new(config: PeersConfig, events: EventSender<Event>, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// Knows nobody until [`Self::follow`]. Connections live in `runtime`.
+    pub fn new(
+        config: PeersConfig,
+        events: mpsc::UnboundedSender<Event>,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+    ) -> Arc<Self> {
         let PeersConfig { cluster, member, peer_urls, credentials } = config;
         Arc::new(Self {
             cluster,
@@ -195,7 +199,7 @@ impl Peers {
             peers: RwLock::new(BTreeMap::new()),
             events,
             metrics,
-            runtime: Handle::current(),
+            runtime,
         })
     }
 
@@ -244,7 +248,7 @@ impl Peers {
             tracing::info!(peer = format!("{id:x}"), from = ?known.urls, to = ?urls, "a peer has other URLs");
         }
         let dialed = Arc::new(RwLock::new(parse(urls).collect()));
-        // The node's thread, which follows the membership, is not one of the runtime's.
+        // Who introduces it may be at home in another runtime.
         let _context = self.runtime.enter();
         let client = PeerClient::new(channel(dialed.clone(), &self.credentials));
         let (queue, receiver) = mpsc::channel(QUEUE);

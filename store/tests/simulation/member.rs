@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use keelson_component_base::metrics::Registry;
@@ -20,6 +19,7 @@ use kube_store::snapshot::{self, Outgoing, Snapshots};
 use kube_store::start::{Built, Setup, StartError, TICKS, build};
 use kube_store::wal::{self, Identity};
 use parking_lot::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::disk::SimulatedDisk;
@@ -230,8 +230,8 @@ impl Network for Outbox {
 /// A process, its threads replaced by what the simulation steps.
 pub struct Process {
     pub node: Node,
-    pub inbox: Receiver<Event>,
-    pub events: Sender<Event>,
+    pub inbox: UnboundedReceiver<Event>,
+    pub events: UnboundedSender<Event>,
     pub wal: wal::Writer,
     pub wal_busy: bool,
     pub keeper: snapshot::Worker,
@@ -303,7 +303,7 @@ pub fn boot(
         strict_reconfig_check: true,
         max_learners: 1,
     };
-    let (events, inbox) = channel();
+    let (events, inbox) = unbounded_channel();
     let outbox = Outbox::new(member.id, member.address);
     let metrics = Metrics::new(&Registry::new());
     let Built { node, network: outbox, wal, keeper, state, shared, snapshots } =

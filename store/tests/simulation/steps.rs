@@ -57,7 +57,9 @@ impl World {
         process.turn_due = false;
         let mut taken = 0;
         let mut result = Ok(());
-        for event in process.inbox.try_iter().take(most) {
+        while taken < most
+            && let Ok(event) = process.inbox.try_recv()
+        {
             taken += 1;
             if let Err(stopped) = process.node.handle(event) {
                 result = Err(stopped);
