@@ -7,26 +7,32 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use keelson_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use keelson_proto::etcd::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, StatusRequest, TxnRequest,
-    request_op,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, RangeRequest,
+    RangeResponse, RequestOp, StatusRequest, StatusResponse, TxnRequest, TxnResponse, request_op,
 };
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
+use tokio::time::MissedTickBehavior;
 
-use super::stats::Latencies;
-use super::{BenchError, Row, Section, processes};
-use crate::store::{self, channel, kv};
+use super::connection::{Access, Call, Connection, frame};
+use super::load::{Target, counted};
+use super::requests::{PREFIX, end, key, overwrites, put};
+use super::{Cluster, directory};
+use crate::bench::stats::Latencies;
+use crate::bench::{BenchError, Row, Section, processes};
 
-const PREFIX: &str = "/keelson-churn/";
-const PROBE: &str = "/keelson-churn-probe";
-/// Between two requests of a probe.
+/// A key beside the live set.
+const PROBE: &str = "/keelson-bench-probe";
+/// From one request of a probe to the next, at least.
 const SAMPLE: Duration = Duration::from_millis(1);
+/// Samples of each probe while nothing else goes on, and before and after a deletion.
+const IDLE: usize = 500;
+const AROUND: usize = 100;
 /// What a pause is.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The store is at rest when nothing on its disk changes for so long, or nearly: a tree that is idle writes a little.
@@ -55,14 +61,6 @@ impl Default for Plan {
     }
 }
 
-/// A store that runs: its URL for clients, its process and its data directory.
-#[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
-    pub url: &'a str,
-    pub pid: u32,
-    pub data: &'a Path,
-}
-
 /// Bytes on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Sizes {
@@ -88,55 +86,43 @@ fn usage(path: &Path) -> u64 {
     metadata.blocks() * 512 + entries.map(|entry| usage(&entry.path())).sum::<u64>()
 }
 
-/// Runs it on a store that is started for it.
+/// Makes the live set of a store that is started for it, overwrites and compacts it, deletes it, and says what that cost.
 ///
 /// # Errors
 /// The store's refusals.
-pub async fn on(program: &Path, plan: &Plan) -> Result<Section, BenchError> {
-    let directory = tempfile::Builder::new().prefix("keelson-bench-churn-").tempdir_in("/tmp")?;
-    let mut members = store::start(program, directory.path(), 1)?;
-    let member = members.pop().ok_or_else(|| BenchError::Unexpected("no member".to_owned()))?;
-    member.ready().await.map_err(BenchError::Unexpected)?;
-    let subject = Subject { url: &member.url, pid: member.pid(), data: &member.data };
-    let mut section = run(&subject, plan).await?;
-    section.title = format!("Churn and compaction: {}", program.display());
-    Ok(section)
-}
-
-/// Makes the live set, overwrites and compacts it, deletes it, and says what that cost.
-///
-/// # Errors
-/// The store's refusals.
-pub async fn run(subject: &Subject<'_>, plan: &Plan) -> Result<Section, BenchError> {
-    let channel = channel(subject.url)?;
+pub async fn churn(program: &Path, plan: &Plan) -> Result<Section, BenchError> {
+    let directory = directory()?;
+    let Cluster { members, target } = Cluster::start(program, &directory.path().join("churn"), 1).await?;
+    let member = members.first().ok_or_else(|| BenchError::Unexpected("no member".to_owned()))?;
+    let connection = target.access.each().await?.remove(0);
     let mut rows = Vec::new();
-    write(&channel, plan, 1, None).await?;
-    let idle = Probes::start(subject.url)?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    write(&target, plan, 0..plan.keys).await?;
+    let mut idle = Probes::start(&target.access).await?;
+    idle.sample(IDLE).await;
     rows.extend(idle.stop("idle").await?);
 
-    let probes = Probes::start(subject.url)?;
+    let probes = Probes::start(&target.access).await?;
     let begun = Instant::now();
-    write(&channel, plan, plan.rounds, Some(plan.keys / plan.compactions.max(1))).await?;
+    overwrite(&target, &connection, plan).await?;
     let rate = (plan.keys * plan.rounds) as f64 / begun.elapsed().as_secs_f64();
-    compact(&channel).await?;
-    let sizes = Sizes::of(subject.data);
+    compact(&connection).await?;
+    let sizes = Sizes::of(&member.data);
     rows.push(Row::new(
         format!("{} × {} puts of {} B, {} clients", plan.rounds, plan.keys, plan.value_bytes, plan.clients),
         "1/s",
         rate,
     ));
     rows.extend(probes.stop("overwritten and compacted").await?);
-    let probes = Probes::start(subject.url)?;
-    let rested = rest(subject.data).await;
+    let probes = Probes::start(&target.access).await?;
+    let rested = rest(&member.data).await;
     rows.extend(probes.stop("afterwards, until at rest").await?);
     rows.push(Row::new("until at rest", "s", rested.as_secs_f64()));
 
     let live = (plan.keys * (key(0).len() + plan.value_bytes)) as f64;
     rows.push(Row::new("live: keys and values", "MiB", mib(live)));
-    let status = MaintenanceClient::new(channel.clone()).status(StatusRequest {}).await?.into_inner();
+    let status: StatusResponse = connection.ask(&Call::status(), &StatusRequest {}).await?;
     rows.push(Row::new("in use, as the store says", "MiB", mib(status.db_size_in_use as f64)));
-    for (when, sizes) in [("at the end", sizes), ("at rest", Sizes::of(subject.data))] {
+    for (when, sizes) in [("at the end", sizes), ("at rest", Sizes::of(&member.data))] {
         rows.push(Row::new(format!("tree {when}"), "MiB", mib(sizes.tree as f64)));
         rows.push(Row::new(format!("tree {when} / live"), "", sizes.tree as f64 / live));
         rows.push(Row::new(format!("log {when}"), "MiB", mib(sizes.log as f64)));
@@ -144,68 +130,44 @@ pub async fn run(subject: &Subject<'_>, plan: &Plan) -> Result<Section, BenchErr
         let rest = sizes.all.saturating_sub(sizes.log) as f64;
         rows.push(Row::new(format!("without the log {when} / live"), "", rest / live));
     }
-    rows.push(Row::new("resident (PSS)", "MiB", processes::memory(subject.pid)?.proportional));
-    rows.extend(delete(subject.url, &channel, plan).await?);
-    Ok(Section { title: "Churn and compaction".to_owned(), peer: None, rows })
+    rows.push(Row::new("resident (PSS)", "MiB", processes::memory(member.pid())?.proportional));
+    rows.extend(delete(&target, &connection, plan).await?);
+    let title = format!("Churn and compaction: {}", program.display());
+    Ok(Section { title, peer: None, rows })
 }
 
 fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
 }
 
-fn key(number: usize) -> Bytes {
-    format!("{PREFIX}{number:08}").into()
+/// Puts of these numbers: all keys once, for as many numbers as there are keys.
+async fn write(target: &Target, plan: &Plan, numbers: std::ops::Range<usize>) -> Result<(), BenchError> {
+    let make = overwrites(plan.keys, plan.value_bytes);
+    counted(target, &Call::put(), plan.clients, numbers, &make).await.map(drop)
 }
 
-/// Puts every key `rounds` times; compacts at what is newest each time that so many puts were made.
-async fn write(
-    channel: &Channel,
-    plan: &Plan,
-    rounds: usize,
-    compact_every: Option<usize>,
-) -> Result<(), BenchError> {
-    let next = Arc::new(AtomicUsize::new(0));
-    let total = plan.keys * rounds;
-    let (keys, bytes) = (plan.keys, plan.value_bytes);
-    let tasks: Vec<JoinHandle<Result<(), tonic::Status>>> = (0..plan.clients)
-        .map(|_| {
-            let (next, mut client) = (Arc::clone(&next), kv(channel.clone()));
-            tokio::spawn(async move {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= total {
-                        return Ok(());
-                    }
-                    // In no order: neighbours are not overwritten together.
-                    let place = number.wrapping_mul(1_000_003) % keys;
-                    let value = vec![(number / keys) as u8; bytes].into();
-                    let put = PutRequest { key: key(place), value, ..PutRequest::default() };
-                    let revision =
-                        client.put(put).await?.into_inner().header.map_or(0, |header| header.revision);
-                    if compact_every.is_some_and(|every| number % every == every - 1) {
-                        let request = CompactionRequest { revision, physical: false };
-                        // Another writer may have compacted further meanwhile.
-                        let _ = client.compact(request).await;
-                    }
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await??;
+/// Overwrites everything again and again; each time that a part of it was, what is older is compacted beside the next.
+async fn overwrite(target: &Target, connection: &Connection, plan: &Plan) -> Result<(), BenchError> {
+    let total = plan.keys * plan.rounds;
+    let part = plan.keys.div_ceil(plan.compactions.max(1)).max(1);
+    for first in (0..total).step_by(part) {
+        let compacts = async {
+            match first {
+                0 => Ok(()),
+                _ => compact(connection).await,
+            }
+        };
+        tokio::try_join!(write(target, plan, first..total.min(first + part)), compacts)?;
     }
     Ok(())
 }
 
-async fn compact(channel: &Channel) -> Result<(), BenchError> {
-    let mut client = kv(channel.clone());
-    let header = client.range(RangeRequest { key: PROBE.into(), ..RangeRequest::default() }).await?;
-    let revision = header.into_inner().header.map_or(0, |header| header.revision);
-    match client.compact(CompactionRequest { revision, physical: false }).await {
-        // A writer did so with its last put.
-        Err(status) if status.code() == tonic::Code::OutOfRange => Ok(()),
-        other => Ok(other.map(drop)?),
-    }
+async fn compact(connection: &Connection) -> Result<(), BenchError> {
+    let newest = RangeRequest { key: PROBE.into(), ..RangeRequest::default() };
+    let newest: RangeResponse = connection.ask(&Call::range(), &newest).await?;
+    let revision = newest.header.map_or(0, |header| header.revision);
+    let request = CompactionRequest { revision, physical: false };
+    connection.ask::<CompactionResponse>(&Call::compact(), &request).await.map(drop)
 }
 
 async fn rest(data: &Path) -> Duration {
@@ -221,48 +183,59 @@ async fn rest(data: &Path) -> Duration {
     begun.elapsed().saturating_sub(REST)
 }
 
-/// Tasks that ask all the time how long a read and a write take.
+/// A task that asks all the time how long a request takes.
+struct Probe {
+    kind: &'static str,
+    samples: watch::Receiver<usize>,
+    task: JoinHandle<Result<Latencies, BenchError>>,
+}
+
 struct Probes {
     stopping: Arc<AtomicBool>,
-    tasks: Vec<(&'static str, JoinHandle<Result<Latencies, tonic::Status>>)>,
+    probes: Vec<Probe>,
 }
 
 impl Probes {
     /// On connections of their own: not behind what others have queued.
-    fn start(url: &str) -> Result<Self, BenchError> {
+    async fn start(access: &Access) -> Result<Self, BenchError> {
         let stopping = Arc::new(AtomicBool::new(false));
-        let mut tasks = Vec::new();
-        for kind in ["read", "write"] {
-            let (stopping, mut client) = (stopping.clone(), kv(channel(url)?));
+        let mut probes = Vec::new();
+        let read = RangeRequest { key: PROBE.into(), ..RangeRequest::default() };
+        for (kind, call, message) in
+            [("read", Call::range(), frame(&read)), ("write", Call::put(), frame(&put(PROBE.into())))]
+        {
+            let (stopping, connection) = (stopping.clone(), access.connect(1).await?.remove(0));
+            let (sampled, samples) = watch::channel(0);
             let task = tokio::spawn(async move {
                 let mut latencies = Latencies::default();
+                let mut clock = tokio::time::interval(SAMPLE);
+                clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 while !stopping.load(Ordering::Relaxed) {
+                    clock.tick().await;
                     let asked = Instant::now();
-                    match kind {
-                        "read" => {
-                            let range = RangeRequest { key: PROBE.into(), ..RangeRequest::default() };
-                            client.range(range).await.map(drop)?;
-                        }
-                        _ => {
-                            let put =
-                                PutRequest { key: PROBE.into(), value: "x".into(), ..PutRequest::default() };
-                            client.put(put).await.map(drop)?;
-                        }
-                    }
+                    connection.call(&call, message.clone()).await?;
                     latencies.push(asked.elapsed());
-                    tokio::time::sleep(SAMPLE).await;
+                    sampled.send_replace(latencies.len());
                 }
                 Ok(latencies)
             });
-            tasks.push((kind, task));
+            probes.push(Probe { kind, samples, task });
         }
-        Ok(Self { stopping, tasks })
+        Ok(Self { stopping, probes })
+    }
+
+    /// Waits until each has so many samples more. A probe that has failed says so when it is stopped.
+    async fn sample(&mut self, count: usize) {
+        for Probe { samples, .. } in &mut self.probes {
+            let wanted = *samples.borrow() + count;
+            let _ = samples.wait_for(|found| *found >= wanted).await;
+        }
     }
 
     async fn stop(self, when: &str) -> Result<Vec<Row>, BenchError> {
         self.stopping.store(true, Ordering::Relaxed);
         let mut rows = Vec::new();
-        for (kind, task) in self.tasks {
+        for Probe { kind, task, .. } in self.probes {
             let mut latencies = task.await??;
             let what = format!("{kind} {when}");
             rows.push(Row::new(format!("{what}, p50"), "ms", latencies.percentile(50)));
@@ -279,27 +252,37 @@ impl Probes {
     }
 }
 
+/// The first `count` of all keys in their order.
+fn first(count: usize, keys: usize) -> DeleteRangeRequest {
+    let mut all: Vec<Bytes> = (0..keys).map(key).collect();
+    all.sort_unstable();
+    let range_end = all.get(count).cloned().unwrap_or_else(|| end(PREFIX));
+    DeleteRangeRequest { key: PREFIX.into(), range_end, ..DeleteRangeRequest::default() }
+}
+
 /// A range is deleted by itself and, written again, by a transaction.
-async fn delete(url: &str, channel: &Channel, plan: &Plan) -> Result<Vec<Row>, BenchError> {
+async fn delete(target: &Target, connection: &Connection, plan: &Plan) -> Result<Vec<Row>, BenchError> {
     let deleted = plan.deleted.min(plan.keys);
-    let request =
-        || DeleteRangeRequest { key: key(0), range_end: key(deleted), ..DeleteRangeRequest::default() };
-    let mut client = kv(channel.clone());
+    let request = first(deleted, plan.keys);
     let mut rows = Vec::new();
     for by in ["DeleteRange", "Txn"] {
-        write(channel, plan, 1, None).await?;
-        let probes = Probes::start(url)?;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        write(target, plan, 0..plan.keys).await?;
+        let mut probes = Probes::start(&target.access).await?;
+        probes.sample(AROUND).await;
         let begun = Instant::now();
         if by == "Txn" {
-            let success =
-                vec![RequestOp { request: Some(request_op::Request::RequestDeleteRange(request())) }];
-            client.txn(TxnRequest { success, ..TxnRequest::default() }).await?;
+            let request = Some(request_op::Request::RequestDeleteRange(request.clone()));
+            let txn = TxnRequest { success: vec![RequestOp { request }], ..TxnRequest::default() };
+            connection.ask::<TxnResponse>(&Call::txn(), &txn).await?;
         } else {
-            client.delete_range(request()).await?;
+            let answer: DeleteRangeResponse = connection.ask(&Call::delete_range(), &request).await?;
+            if answer.deleted != deleted as i64 {
+                let found = answer.deleted;
+                return Err(BenchError::Unexpected(format!("{found} of {deleted} keys were deleted")));
+            }
         }
         let took = begun.elapsed();
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        probes.sample(AROUND).await;
         rows.push(Row::new(format!("{by} of {deleted} keys"), "ms", took.as_secs_f64() * 1000.0));
         rows.extend(probes.stop(&format!("around a {by} of {deleted} keys")).await?);
     }
@@ -322,5 +305,14 @@ mod tests {
         let sizes = Sizes::of(directory.path());
         assert!(sizes.tree >= 40_000 && sizes.log >= 20_000);
         assert!(sizes.all >= sizes.tree + sizes.log + 10_000);
+    }
+
+    #[test]
+    fn a_range_has_as_many_keys_as_asked_for() {
+        for count in [1, 7, 10] {
+            let range = first(count, 10);
+            let within = |key: &Bytes| (&range.key..&range.range_end).contains(&key);
+            assert_eq!((0..10).map(key).filter(within).count(), count);
+        }
     }
 }
