@@ -6,14 +6,10 @@
 //! characters whose Huffman codes are as long (RFC 7541, appendix B): `http://` becomes `httpj--`. The client's later
 //! requests refer to that header in the connection's table, so the first frame is all there is to do.
 //!
-//! [`Repair`] hands every other byte on unchanged, and only holds back that one frame until it is whole.
+//! [`Scanner`] gives every other byte back unchanged, and only holds back that one frame until it is whole. It does no
+//! I/O: see [`crate::traffic`].
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Buf, BufMut, BytesMut};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
@@ -71,14 +67,17 @@ fn repair(block: &mut [u8]) {
     }
 }
 
+#[derive(Default)]
 enum Stage {
+    #[default]
     Preface,
     Frames,
     Done,
 }
 
-/// What has been read and not yet handed on: `held` is still looked at, `ready` is not.
-struct Scanner {
+/// What was read of a connection and not yet handed on: `held` is still looked at, `ready` is not.
+#[derive(Default)]
+pub struct Scanner {
     stage: Stage,
     held: BytesMut,
     ready: BytesMut,
@@ -87,6 +86,31 @@ struct Scanner {
 }
 
 impl Scanner {
+    /// Whether there is nothing more to look at: what is read from now on may be handed on as it is.
+    pub fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done) && self.ready.is_empty()
+    }
+
+    /// Looks at what was read; nothing: at the end, so that what is held is all that will come.
+    pub fn look(&mut self, read: &[u8]) {
+        if read.is_empty() {
+            return self.release();
+        }
+        self.held.extend_from_slice(read);
+        self.scan();
+    }
+
+    /// Moves what may be handed on into `space`, as far as there is room; how much.
+    pub fn hand_on(&mut self, space: &mut impl BufMut) -> usize {
+        let count = self.ready.len().min(space.remaining_mut());
+        space.put_slice(&self.ready[..count]);
+        self.ready.advance(count);
+        if self.ready.is_empty() {
+            self.ready = BytesMut::new();
+        }
+        count
+    }
+
     fn release(&mut self) {
         self.stage = Stage::Done;
         self.ready.extend_from_slice(&self.held);
@@ -133,92 +157,8 @@ impl Scanner {
     }
 }
 
-/// A connection whose first HEADERS frame is repaired.
-pub struct Repair<I> {
-    io: I,
-    scanner: Scanner,
-}
-
-impl<I> Repair<I> {
-    pub fn new(io: I) -> Self {
-        let scanner =
-            Scanner { stage: Stage::Preface, held: BytesMut::new(), ready: BytesMut::new(), passing: 0 };
-        Self { io, scanner }
-    }
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Repair<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            let this = &mut *self;
-            let scanner = &mut this.scanner;
-            if !scanner.ready.is_empty() {
-                let count = scanner.ready.len().min(buffer.remaining());
-                buffer.put_slice(&scanner.ready[..count]);
-                scanner.ready.advance(count);
-                if scanner.ready.is_empty() {
-                    scanner.ready = BytesMut::new();
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if matches!(scanner.stage, Stage::Done) {
-                return Pin::new(&mut this.io).poll_read(context, buffer);
-            }
-            let mut space = [0; 4096];
-            let mut read = ReadBuf::new(&mut space);
-            ready!(Pin::new(&mut this.io).poll_read(context, &mut read))?;
-            if read.filled().is_empty() {
-                // The end: what is held is all that will come.
-                scanner.release();
-                if scanner.ready.is_empty() {
-                    return Poll::Ready(Ok(()));
-                }
-                continue;
-            }
-            scanner.held.extend_from_slice(read.filled());
-            scanner.scan();
-        }
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Repair<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -233,42 +173,36 @@ mod tests {
     }
 
     /// However the bytes arrive.
-    async fn check(sent: &[u8], expected: &[u8]) {
+    fn check(sent: &[u8], expected: &[u8]) {
         for step in [1, 2, 7, 100, 10_000] {
-            let (mut client, server) = tokio::io::duplex(1 << 16);
-            let bytes = sent.to_vec();
-            let write = tokio::spawn(async move {
-                use tokio::io::AsyncWriteExt;
-                for part in bytes.chunks(step) {
-                    client.write_all(part).await.unwrap();
-                    tokio::task::yield_now().await;
-                }
-            });
-            let mut found = Vec::new();
-            Repair::new(server).read_to_end(&mut found).await.unwrap();
-            write.await.unwrap();
+            let (mut scanner, mut found) = (Scanner::default(), Vec::new());
+            for read in sent.chunks(step).chain([&[][..]]) {
+                scanner.look(read);
+                scanner.hand_on(&mut found);
+            }
+            assert!(scanner.is_done());
             assert_eq!(found, expected, "in steps of {step}");
         }
     }
 
-    #[tokio::test]
-    async fn the_scheme_of_the_first_headers_is_overwritten() {
+    #[test]
+    fn the_scheme_of_the_first_headers_is_overwritten() {
         // Huffman: "http://127.0.0.1:23790" and "https://a", as Go's encoder writes them.
         let http = [0x83, 0x41, 0x90, 0x9d, 0x29, 0xae, 0xe3, 0x0c, 0x08, 0x9d, 0x5c];
         let repaired = [0x83, 0x41, 0x90, 0x9d, 0x29, 0xaf, 0xa2, 0xcb, 0x08, 0x9d, 0x5c];
-        check(&connection(&http), &connection(&repaired)).await;
+        check(&connection(&http), &connection(&repaired));
         let https = [0x41, 0x87, 0x9d, 0x29, 0xad, 0x17, 0x18, 0x63, 0x7f];
         let repaired = [0x41, 0x87, 0x9d, 0x29, 0xad, 0x1d, 0x16, 0x5b, 0x7f];
-        check(&connection(&https), &connection(&repaired)).await;
-        check(&connection(b"\x41\x08http://a"), &connection(b"\x41\x08httpj--a")).await;
+        check(&connection(&https), &connection(&repaired));
+        check(&connection(b"\x41\x08http://a"), &connection(b"\x41\x08httpj--a"));
     }
 
-    #[tokio::test]
-    async fn everything_else_is_left_alone() {
+    #[test]
+    fn everything_else_is_left_alone() {
         let fine = connection(&[0x41, 0x8a, 0x08, 0x9d, 0x5c, 0x0b, 0x81, 0x70]);
-        check(&fine, &fine).await;
+        check(&fine, &fine);
         for other in [&b"GET http:// HTTP/1.1\r\n\r\n"[..], b"", b"PRI * HT", b"A\x07http://"] {
-            check(other, other).await;
+            check(other, other);
         }
     }
 }

@@ -25,6 +25,7 @@ use keelson_proto::etcd::v3electionpb::election_server::ElectionServer;
 use keelson_proto::etcd::v3lockpb::lock_server::LockServer;
 use keelson_proto::health::health_server::HealthServer;
 use keelson_proto::peer::peer_server::PeerServer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -32,12 +33,11 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::Service as _;
 
-use crate::authority::Repair;
 use crate::calls::Calls;
 use crate::config::Url;
 use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Server, Service, status, watch};
 use crate::health;
-use crate::traffic::Metered;
+use crate::traffic::Traffic;
 use crate::transport::PeerService;
 
 const PEER_MESSAGE: usize = 128 << 20;
@@ -319,33 +319,24 @@ async fn connection(
 ) {
     let _ = stream.set_nodelay(true);
     match tls {
-        None => metered(stream, services, cancel).await,
+        None => http(stream, services, cancel).await,
         Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => metered(stream, services, cancel).await,
+            Ok(Ok(stream)) => http(stream, services, cancel).await,
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         },
     }
 }
 
-/// Clients' bytes are counted; peers count what they say to each other themselves.
-async fn metered<S>(stream: S, services: Services, cancel: CancellationToken)
+async fn http<S>(stream: S, services: Services, cancel: CancellationToken)
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    match &services {
-        Services::Clients(clients) => {
-            let stream = Metered::new(stream, clients.plain.server.metrics.clone());
-            http(TokioIo::new(Repair::new(stream)), services, cancel).await;
-        }
-        _ => http(TokioIo::new(Repair::new(stream)), services, cancel).await,
-    }
-}
-
-async fn http<I>(io: I, services: Services, cancel: CancellationToken)
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
+    // Clients' bytes are counted; peers count what they say to each other themselves.
+    let counted = match &services {
+        Services::Clients(clients) => Some(clients.plain.server.metrics.clone()),
+        _ => None,
+    };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http2()
@@ -357,7 +348,7 @@ where
         .keep_alive_timeout(Duration::from_secs(10));
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
     let service = hyper::service::service_fn(move |request| services.clone().call(request));
-    let connection = builder.serve_connection(io, service);
+    let connection = builder.serve_connection(TokioIo::new(Traffic::new(stream, counted)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::env::Env;
 use crate::grpc::{self, Limits, Server};
 use crate::incarnation::peer_cluster;
-use crate::join::{JoinError, Origin, initial_members, mark_removed};
+use crate::join::{JoinError, Origin, initial_members};
 use crate::membership::Members;
 use crate::metrics::{Metrics, StateCollector, WalObserver};
 use crate::mvcc::{Backend, BackendError, Index, Loaded, Store, Values};
@@ -197,10 +197,6 @@ pub fn build<N: Network + Clone + 'static>(
     let store = Store::new(loaded.index, values, loaded.in_use);
     let (tick, fallback) = (setup.tick(), fallback_members(setup.origin, setup.configured));
     let state = State::new(store, loaded.leases, fallback, applied)?;
-    if state.members.read().is_removed(member) {
-        mark_removed(env, setup.directory)?;
-        return Err(JoinError::Removed(setup.directory.to_owned()).into());
-    }
     let initial = initial(recovered, state.members.read().conf_state(), applied);
     tracing::info!(
         applied,

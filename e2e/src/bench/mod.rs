@@ -4,7 +4,6 @@
 //! same run. Sections run one after the other and clean up what they made.
 
 pub mod api;
-pub mod churn;
 pub mod machine;
 pub mod pods;
 pub mod processes;

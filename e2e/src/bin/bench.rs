@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use e2e::bench::{BenchError, Section, api, churn, machine, pods, processes, store};
+use e2e::bench::{BenchError, Section, api, machine, pods, processes, store};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -204,13 +204,13 @@ async fn run(cli: &Cli, parts: &[Part]) -> Result<(), BenchError> {
         tell(&store::endurance(&plan).await?);
     }
     if wanted(Part::Churn) {
-        let plan = churn::Plan {
+        let plan = store::churn::Plan {
             keys: cli.churn_keys,
             value_bytes: cli.churn_bytes,
             rounds: cli.churn_rounds,
-            ..churn::Plan::default()
+            ..store::churn::Plan::default()
         };
-        tell(&churn::on(&binaries.join("kube-store"), &plan).await?);
+        tell(&store::churn::churn(&binaries.join("kube-store"), &plan).await?);
     }
     if let Some(client) = &client {
         // Pods first: they are to be measured on a cluster that has nothing else to do.

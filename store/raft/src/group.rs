@@ -13,6 +13,7 @@ use raft::eraftpb::{
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 use crate::admit::refusal;
+use crate::changes::{Changes, is_change};
 use crate::log::Log;
 use crate::logger::logger;
 use crate::reads::Reads;
@@ -129,7 +130,8 @@ pub struct Write {
     /// Replaces the whole log.
     pub snapshot: Option<Snapshot>,
     pub entries: Vec<Entry>,
-    /// False: nothing was promised to anyone yet (at most the commit index moved), the write may be left out.
+    /// False: nothing was promised to anyone yet (at most the commit index moved, and not over a change of the
+    /// configuration), the write may be left out.
     pub must_sync: bool,
 }
 
@@ -154,6 +156,7 @@ pub struct Group<R> {
     held: VecDeque<(u64, Vec<Message>)>,
     /// Messages that waited and may go with the next output.
     released: Vec<Message>,
+    changes: Changes,
     leader: u64,
     /// Whether this member leads and has committed an entry of its term; before that it answers no read.
     serving: bool,
@@ -165,6 +168,7 @@ impl<R> Group<R> {
     /// raft-rs refuses a configuration or a state that contradicts itself.
     pub fn new(config: &Config, initial: Initial) -> raft::Result<Self> {
         let election = config.election_ticks..config.election_ticks * 2;
+        let changes = Changes::new(&initial.entries, initial.hard_state.commit);
         let mut log = Log::new(initial.hard_state, initial.conf_state, initial.before);
         log.append(initial.entries);
         log.set_applied(initial.applied);
@@ -193,6 +197,7 @@ impl<R> Group<R> {
             election,
             held: VecDeque::new(),
             released: Vec::new(),
+            changes,
             leader: 0,
             serving: false,
             joining: config.joining,
@@ -245,7 +250,7 @@ impl<R> Group<R> {
             // One that follows would hand it on, which raft-rs panics about: whoever asked has not heard of the new leader.
             MessageType::MsgTransferLeader if self.node.raft.state != StateRole::Leader => return Ok(()),
             // The leader alone proposes changes of the configuration.
-            MessageType::MsgPropose if message.entries.iter().any(is_configuration) => return Ok(()),
+            MessageType::MsgPropose if message.entries.iter().any(is_change) => return Ok(()),
             MessageType::MsgHeartbeat => self.admit_loss(&mut message),
             MessageType::MsgAppendResponse => {
                 self.learn_loss(&message);
@@ -409,6 +414,10 @@ impl<R> Group<R> {
     /// Everything up to output `number` is durable.
     pub fn persisted(&mut self, number: u64) {
         self.node.on_persist_ready(number);
+        if self.changes.persisted(number) && self.node.raft.state == StateRole::Leader {
+            // The others have not been told.
+            self.node.raft.bcast_append();
+        }
         self.settle();
         while self.held.front().is_some_and(|(held, _)| *held <= number) {
             if let Some((_, mut messages)) = self.held.pop_front() {
@@ -435,23 +444,32 @@ impl<R> Group<R> {
             self.node.read_index(self.context(context));
             self.settle();
         }
-        let released = mem::take(&mut self.released);
+        let mut messages = mem::take(&mut self.released);
         if !self.node.has_ready() {
-            let nothing_else = Output { messages: released, write: None, committed: vec![], reads: vec![] };
-            return (!nothing_else.messages.is_empty()).then_some(nothing_else);
+            let committed = self.changes.admit(Vec::new());
+            self.withhold(&mut messages);
+            let nothing_else = messages.is_empty() && committed.is_empty();
+            return (!nothing_else).then_some(Output { messages, write: None, committed, reads: vec![] });
         }
         let mut ready = self.node.ready();
-        let write = Write {
+        let mut write = Write {
             number: ready.number(),
             hard_state: ready.hs().cloned(),
             snapshot: (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone()),
             entries: ready.take_entries(),
             must_sync: ready.must_sync(),
         };
-        let mut messages = released;
+        if write.snapshot.is_some() {
+            self.changes.restore();
+        }
+        self.changes.append(&write.entries);
+        if let Some(hard_state) = &write.hard_state {
+            write.must_sync |= self.changes.seals(write.number, hard_state.commit);
+        }
         messages.extend(ready.take_messages().into_iter().filter_map(|message| self.mend(message)));
+        self.withhold(&mut messages);
         let held = ready.take_persisted_messages();
-        let committed = ready.take_committed_entries();
+        let committed = self.changes.admit(ready.take_committed_entries());
         let read_states = ready.take_read_states();
 
         let log = self.node.mut_store();
@@ -489,6 +507,13 @@ impl<R> Group<R> {
             message.index = before;
         }
         Some(message)
+    }
+
+    fn withhold(&self, messages: &mut [Message]) {
+        let commit = self.node.raft.raft_log.committed;
+        for message in messages {
+            self.changes.withhold(message, commit);
+        }
     }
 
     /// Contexts are unique among members and within a process's life; an answer to an earlier life is not ours, since
@@ -550,10 +575,6 @@ impl<R> Group<R> {
             })
             .collect()
     }
-}
-
-fn is_configuration(entry: &Entry) -> bool {
-    entry.get_entry_type() != EntryType::EntryNormal
 }
 
 /// The change of the configuration that an entry holds; none if it is no such entry.

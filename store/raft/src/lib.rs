@@ -5,12 +5,15 @@
 //!
 //! - Messages of an output that raft-rs wants sent only after its entries are durable are held back here until
 //!   [`Group::persisted`] names that output; the caller cannot send them too early.
+//! - A change of the configuration takes effect, and others hear that it is committed, only when that is durable here
+//!   ([`changes`]).
 //! - Election timeouts depend on (seed, member, term, role) alone ([`timeout`]), so a run can be replayed.
 //! - A read is answered only by a ReadIndex round that began after the read arrived ([`reads`]).
 //!
 //! It must not know what an entry means, where the log lies or how a message travels.
 
 mod admit;
+mod changes;
 mod group;
 mod log;
 mod logger;

@@ -473,3 +473,41 @@ fn a_member_that_starts_again_applies_the_change_again() {
     again.settle();
     assert_eq!(again.voters(leader), cluster.voters(leader));
 }
+
+/// Until it is durable here that a change is committed, nobody learns that from this member, nor goes this member by it.
+#[test]
+fn a_change_takes_effect_and_is_told_once_its_commit_is_durable() {
+    let mut cluster = begun(2, 5);
+    let leader = cluster.leader();
+    while !cluster.group(leader).may_change_configuration() {
+        cluster.tick();
+    }
+    cluster.group(leader).propose_configuration(&[Change::Remove(3 - leader)], "".into()).unwrap();
+    for id in [leader, 3 - leader] {
+        for message in cluster.members.get_mut(&id).unwrap().work() {
+            cluster.group(message.to).step(message).unwrap();
+        }
+    }
+    let group = cluster.group(leader);
+    let (mut told, mut last) = (0, 0);
+    for _ in 0..4 {
+        while let Some(output) = group.output() {
+            let change = group.status().last_index;
+            assert_eq!(group.status().commit, change);
+            assert!(output.messages.iter().all(|message| message.commit < change), "{:?}", output.messages);
+            assert!(output.committed.iter().all(|entry| entry.index < change));
+            told += output.messages.len();
+            if let Some(write) = output.write {
+                assert_eq!(write.must_sync, write.hard_state.is_some_and(|state| state.commit == change));
+                last = write.number;
+            }
+        }
+        group.tick();
+    }
+    assert!(told > 1, "heartbeats go on");
+    group.persisted(last);
+    let output = group.output().unwrap();
+    let change = group.status().last_index;
+    assert_eq!(output.committed.iter().map(|entry| entry.index).collect::<Vec<_>>(), [change]);
+    assert!(output.messages.iter().any(|message| message.commit == change), "{:?}", output.messages);
+}

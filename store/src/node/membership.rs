@@ -1,5 +1,6 @@
 //! Changes of the membership: the leader checks and proposes them one after the other; every member follows what is
-//! applied. One that was removed ends.
+//! applied. One that was removed ends, when another member says so: until then those that remain may not know for good
+//! that they need it no more.
 
 use std::collections::HashMap;
 
@@ -29,7 +30,9 @@ pub(super) struct Membership {
     waiting: Vec<Waiting>,
     /// When each other member was last heard from, in ticks.
     heard: HashMap<u64, u64>,
-    /// The tick at which a member that was removed ends: until then others learn from it what is committed.
+    /// The log says that this member was removed.
+    removed: bool,
+    /// The tick at which a member that was removed, and told so by another, ends.
     end: Option<u64>,
     /// The tick since which there is no leader.
     leaderless: Option<u64>,
@@ -126,7 +129,8 @@ impl Node {
         members.check(change)
     }
 
-    /// This member was removed: it ends, when whoever asked for that through it has got an answer.
+    /// Another member, which has it durably, says that this one was removed: it ends, when whoever asked for that through it
+    /// has got an answer.
     pub(super) fn leave(&mut self) {
         let end = self.now + self.parts.election_ticks;
         self.membership.end.get_or_insert(end);
@@ -180,17 +184,13 @@ impl Node {
             .map(|member| format!("{:x}{}", member.id, if member.is_learner { " (learner)" } else { "" }))
             .collect();
         tracing::info!(index, members = ids.join(", "), "the members are");
-        let removed = members.is_removed(own);
-        drop(members);
-        if removed {
-            self.leave();
-        }
+        self.membership.removed = members.is_removed(own);
     }
 
     /// Counts a tick.
     ///
     /// # Errors
-    /// This member was removed, and the others have had time to learn from it what is committed.
+    /// This member was removed, and another one said so.
     pub(super) fn tick_membership(&mut self) -> Result<(), Stopped> {
         let now = self.now;
         for late in self.membership.waiting.extract_if(.., |waiting| waiting.deadline <= now) {
@@ -199,6 +199,12 @@ impl Node {
         self.propose_changes();
         if self.membership.end.is_some_and(|end| end <= now) {
             return Err(Stopped::Removed);
+        }
+        if self.membership.removed {
+            if now >= self.membership.asked + self.parts.election_ticks {
+                self.ask_others();
+            }
+            return Ok(());
         }
         // A member that was removed while it was away hears nothing more, and one that does not vote never gives up the
         // leader that it once had: whoever does not hear from a leader for long asks whether it still is a member.
@@ -210,13 +216,18 @@ impl Node {
         } else {
             let since = *self.membership.leaderless.get_or_insert(now);
             if now >= since.max(self.membership.asked) + silence {
-                self.membership.asked = now;
-                let others = self.parts.state.members.read();
-                for id in others.keys().filter(|id| **id != self.parts.member) {
-                    self.parts.network.send(*id, Vec::new());
-                }
+                self.ask_others();
             }
         }
         Ok(())
+    }
+
+    /// Asks whether this one still is a member: whoever knows that it is not answers any message with that.
+    fn ask_others(&mut self) {
+        self.membership.asked = self.now;
+        let others = self.parts.state.members.read();
+        for id in others.keys().filter(|id| **id != self.parts.member) {
+            self.parts.network.send(*id, Vec::new());
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! One member: a single loop over a closed set of events, between consensus, the log and the state machine.
 //!
 //! The loop waits for nothing but the next event: the log, snapshots and peers have threads and tasks of their own and
-//! answer with events. (Only a sole voter, whom nobody else waits for, waits for its log: see `write`.) Order within a turn: send what consensus may send before its entries are durable (a
-//! leader replicates while it writes), queue the write, apply what is committed, answer.
+//! answer with events. (Only a sole voter, whom nobody else waits for, waits for its log: see `write`.) Order within a
+//! turn: send what consensus may send before its entries are durable (a leader replicates while it writes), queue the
+//! write, apply what is committed, answer.
 //!
 //! [`Node`] does no I/O by itself and asks no clock but `env`'s: the task in [`run`] is all that a simulation replaces.
 
@@ -11,6 +12,7 @@ mod leases;
 mod membership;
 mod pending;
 mod shared;
+mod snapshots;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -34,7 +36,7 @@ use crate::apply::{Applied, Effect, State};
 use crate::env::Clock;
 use crate::lease::Deadlines;
 use crate::metrics::Metrics;
-use crate::snapshot::{self, Job, Keeper, Outgoing, SnapshotError, Snapshots};
+use crate::snapshot::{self, Job, Keeper, Snapshots};
 use crate::wal::{self, WalHandle};
 use leases::{keep_alive, time_to_live};
 use membership::Membership;
@@ -42,29 +44,8 @@ use pending::{Pending, Proposal};
 
 /// Entries kept in memory for followers that are a little behind.
 const LOG_KEEP: usize = 8 << 20;
-/// WAL bytes above which a snapshot is made, so that the log can be cut.
-const SNAPSHOT_AT: u64 = 48 << 20;
-/// How long a member to which a snapshot could not be sent waits for the next one: each is made afresh, and a peer whose
-/// disk is full would keep this one writing snapshots all the time.
-const SNAPSHOT_RETRY: Duration = Duration::from_secs(3);
-/// WAL bytes to be written between two snapshots.
-const SNAPSHOT_EVERY: u64 = 16 << 20;
 
 // Tests need not write that much.
-fn snapshot_at() -> u64 {
-    fail::fail_point!("snapshot_at", |bytes| bytes
-        .and_then(|bytes: String| bytes.parse().ok())
-        .unwrap_or(SNAPSHOT_AT));
-    SNAPSHOT_AT
-}
-
-fn snapshot_every() -> u64 {
-    fail::fail_point!("snapshot_every", |bytes| bytes
-        .and_then(|bytes: String| bytes.parse().ok())
-        .unwrap_or(SNAPSHOT_EVERY));
-    SNAPSHOT_EVERY
-}
-
 fn log_keep() -> usize {
     fail::fail_point!("log_keep", |bytes| bytes
         .and_then(|bytes: String| bytes.parse().ok())
@@ -271,28 +252,13 @@ impl Node {
             Event::SnapshotSent { to, ok: true } => {
                 self.parts.group.snapshot_sent(to, SnapshotStatus::Finish);
             }
-            Event::SnapshotSent { to, ok: false } => {
-                let wait = SNAPSHOT_RETRY.as_millis() / self.parts.tick.as_millis().max(1);
-                self.failed_snapshots.push((self.now + wait as u64, to));
-            }
+            Event::SnapshotSent { to, ok: false } => self.snapshot_not_sent(to),
             Event::Unreachable(peer) => {
                 self.membership.lose(peer);
                 self.parts.group.unreachable(peer);
             }
             Event::Wal(report) => self.log_reports(report)?,
-            Event::Keeper(snapshot::Report::Taken(result)) => {
-                self.snapshot_under_way = false;
-                match result {
-                    Ok(taken) => {
-                        tracing::info!(index = taken.index, "made a snapshot");
-                        self.parts.wal.cut(taken.index);
-                    }
-                    // The tree cannot be read: it is rebuilt at the next start.
-                    Err(SnapshotError::Backend(error)) => return Err(Stopped::Tree(error)),
-                    // The log is kept, so nothing is lost; it is tried again when more is written.
-                    Err(error) => tracing::error!(error = %Chain(&error), "cannot make a snapshot"),
-                }
-            }
+            Event::Keeper(snapshot::Report::Taken(result)) => self.snapshot_taken(result)?,
             Event::Keeper(snapshot::Report::CompactionFailed(error)) | Event::TreeFailed(error) => {
                 return Err(Stopped::Tree(error));
             }
@@ -327,9 +293,7 @@ impl Node {
         for reader in self.parts.group.tick() {
             reader.fail(Refused::Timeout);
         }
-        for (_, to) in self.failed_snapshots.extract_if(.., |(at, _)| *at <= self.now) {
-            self.parts.group.snapshot_sent(to, SnapshotStatus::Failure);
-        }
+        self.retry_snapshots();
         // What they wait for may be long in coming: a full disk keeps this member from applying what others have.
         let late = self.reads.extract_if(.., |confirmed| confirmed.deadline <= self.now);
         for reader in late.flat_map(|confirmed| confirmed.readers) {
@@ -511,57 +475,6 @@ impl Node {
         for (to, batch) in by_peer {
             self.parts.network.send(to, batch);
         }
-    }
-
-    /// Has a snapshot of this moment made and sent.
-    fn send_snapshot(&mut self, mut message: Message) {
-        let to = message.to;
-        tracing::info!(peer = format!("{to:x}"), "a member has fallen behind the log and gets a snapshot");
-        let (events, sender) = (self.parts.events.clone(), self.parts.network.snapshot_sender());
-        let send = Box::new(move |outgoing: Result<Outgoing, snapshot::SnapshotError>| match outgoing {
-            Ok(outgoing) => {
-                let (index, term) = outgoing.position();
-                let metadata = message.mut_snapshot().mut_metadata();
-                (metadata.index, metadata.term) = (index, term);
-                metadata.set_conf_state(outgoing.conf_state());
-                sender(message, outgoing);
-            }
-            Err(_) => {
-                let _ = events.send(Event::SnapshotSent { to, ok: false });
-            }
-        });
-        self.take_snapshot(vec![send]);
-    }
-
-    fn take_snapshot(&mut self, send: Vec<snapshot::Send>) {
-        self.snapshot_under_way = true;
-        self.snapshot_at_written = self.parts.shared.wal_written();
-        let metadata = Box::new(self.parts.state.metadata(self.applied_term));
-        let voters = self.parts.group.conf_state().voters.clone();
-        self.parts.keeper.submit(Job::Take { metadata, voters, send });
-    }
-
-    fn maybe_snapshot(&mut self) {
-        let shared = &self.parts.shared;
-        if !self.snapshot_under_way
-            && shared.wal_bytes() > snapshot_at()
-            && shared.wal_written() >= self.snapshot_at_written + snapshot_every()
-        {
-            self.take_snapshot(Vec::new());
-        }
-    }
-
-    /// Puts the state of a snapshot, which a peer sent and which is durable, in place of this one.
-    fn install(&mut self, index: u64) -> Result<(), Stopped> {
-        let snapshots = self.parts.snapshots.lock();
-        (self.parts.install)(&self.parts.state, &snapshots)?;
-        // It may be a newer one than consensus was told of, and of another term.
-        self.applied_term = snapshots.latest().map_or(0, |latest| snapshot::position(latest).1);
-        drop(snapshots);
-        tracing::info!(index, applied = self.parts.state.applied(), "installed a peer's snapshot");
-        self.parts.metrics.snapshots_installed.inc();
-        self.follow_membership(index);
-        Ok(())
     }
 
     fn persisted(&mut self, number: u64) {

@@ -1,5 +1,6 @@
 //! Single crashes, step by step: what a process finds written but not synced after it was killed counts from then on, and
-//! what it knows to be committed it knows again, if it has anything that came after.
+//! what it knows to be committed it knows again, if it has anything that came after, or if it is a change of the
+//! membership of which anybody was told.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,13 +10,13 @@ use keelson_proto::etcd::storepb::MembershipChange;
 use keelson_proto::etcd::storepb::command::Operation;
 use keelson_proto::etcd::storepb::membership_change::Change;
 use keelson_raft::Entry;
-use kube_store::node::Event;
+use kube_store::node::{Answer, Event, Stopped};
 use kube_store::wal::{Identity, Recovered, Wal};
 
 use tokio::sync::oneshot;
 
 use crate::disk::{Faults, Loss, SimulatedDisk};
-use crate::member::{Booted, Member, Process, boot, founders, url};
+use crate::member::{Booted, Member, Process, Sent, boot, founders, url};
 use crate::random::Random;
 
 fn open(disk: &SimulatedDisk) -> (Wal, Recovered) {
@@ -45,8 +46,8 @@ fn what_was_read_from_the_log_is_durable() {
     }
 }
 
-fn start(member: &Member) -> Process {
-    match boot(member, &founders(std::slice::from_ref(member)), None, 7).unwrap() {
+fn start(member: &Member, all: &[Member]) -> Process {
+    match boot(member, &founders(all), None, 7).unwrap() {
         Booted::Process(process) => *process,
         Booted::Unknown => panic!("it begins the cluster"),
     }
@@ -70,7 +71,7 @@ fn go_on(process: &mut Process) {
 fn a_change_of_the_membership_before_the_end_of_the_log_stays_committed() {
     crate::thresholds();
     let member = Member::new(1, true, 1, Arc::default(), 100);
-    let mut process = start(&member);
+    let mut process = start(&member, std::slice::from_ref(&member));
     go_on(&mut process);
     assert!(process.shared.is_leader());
     let second = Named { id: 2, peer_urls: vec![url(2)], ..Named::default() };
@@ -86,8 +87,114 @@ fn a_change_of_the_membership_before_the_end_of_the_log_stays_committed() {
     answer.try_recv().unwrap_err();
     drop(process);
     member.disk.end(Loss::Power, &mut Random::new(1));
-    let mut process = start(&member);
+    let mut process = start(&member, std::slice::from_ref(&member));
     go_on(&mut process);
     assert!(process.state.members.read().contains_key(&2));
     assert!(!process.shared.is_leader(), "it leads without the other one's vote");
+}
+
+/// Two members on a network that loses nothing.
+struct Pair {
+    members: [Member; 2],
+    /// None: it has ended.
+    processes: [Option<Process>; 2],
+    /// How often each may still write its log.
+    writes: [usize; 2],
+}
+
+impl Pair {
+    fn new() -> Self {
+        let members = [1, 2].map(|id| Member::new(id, true, id, Arc::default(), 100));
+        let processes = [0, 1].map(|place| Some(start(&members[place], &members)));
+        Self { members, processes, writes: [usize::MAX; 2] }
+    }
+
+    /// Both do what there is to do, so many ticks long. What a turn sends arrives before its log is written.
+    fn run(&mut self, ticks: usize) {
+        for round in 0..ticks * 4 {
+            for place in 0..2 {
+                self.go_on(place, round % 4 == 0);
+            }
+            for (process, writes) in self.processes.iter_mut().zip(&mut self.writes) {
+                if let Some(process) = process.as_mut().filter(|_| *writes > 0)
+                    && process.wal.gather()
+                {
+                    *writes -= 1;
+                    let events = process.events.clone();
+                    process.wal.write(&|report| drop(events.send(Event::Wal(report)))).unwrap();
+                }
+            }
+        }
+    }
+
+    fn go_on(&mut self, place: usize, ticks: bool) {
+        let Some(process) = &mut self.processes[place] else { return };
+        if ticks {
+            match process.node.tick() {
+                Err(Stopped::Removed) => return self.processes[place] = None,
+                other => other.unwrap(),
+            }
+        }
+        while let Ok(event) = process.inbox.try_recv() {
+            process.node.handle(event).unwrap();
+        }
+        process.node.turn().unwrap();
+        let (events, sent) = (process.events.clone(), process.outbox.take().0);
+        let Some(other) = &self.processes[1 - place] else { return };
+        for sent in sent {
+            let Sent::Messages { messages, .. } = sent else { panic!("nobody needs a snapshot") };
+            let from = self.members[place].id;
+            // As the peers' service does it.
+            match other.state.members.read().is_removed(from) {
+                true => events.send(Event::Removed).unwrap(),
+                false => other.events.send(Event::Messages { from, messages }).unwrap(),
+            }
+        }
+    }
+
+    fn leader(&self) -> Option<usize> {
+        let leads =
+            |process: &Option<Process>| process.as_ref().is_some_and(|process| process.shared.is_leader());
+        self.processes.iter().position(leads)
+    }
+
+    fn lose_power(&mut self, place: usize, seed: u64) {
+        self.processes[place] = None;
+        self.members[place].disk.end(Loss::Power, &mut Random::new(seed));
+        self.processes[place] = Some(start(&self.members[place], &self.members));
+        self.writes[place] = usize::MAX;
+    }
+}
+
+/// However little of it was durable when its power was lost: whoever remains of two goes on, if need be alone.
+#[test]
+fn who_remains_of_two_does_not_wait_for_the_one_that_was_removed() {
+    crate::thresholds();
+    let mut seen = std::collections::BTreeSet::new();
+    for writes in 0..8 {
+        let mut pair = Pair::new();
+        pair.run(100);
+        let stays = pair.leader().unwrap();
+        let (change, goes) = (Some(Change::Remove(pair.members[1 - stays].id)), 1 - stays);
+        let change = MembershipChange { change, ..MembershipChange::default() };
+        let (reply, mut answer) = oneshot::channel();
+        let event = Event::Membership { change, reply };
+        pair.processes[stays].as_ref().unwrap().events.send(event).unwrap();
+        pair.writes[stays] = writes;
+        pair.run(100);
+        let is_done = |answer: &Answer| matches!(answer, Ok((_, Ok(_))));
+        let (acknowledged, gone) =
+            (answer.try_recv().as_ref().is_ok_and(is_done), pair.processes[goes].is_none());
+        pair.lose_power(stays, writes as u64);
+        pair.run(200);
+        let circumstances =
+            format!("{writes} writes, acknowledged: {acknowledged}, the other one gone: {gone}");
+        assert!(pair.leader().is_some(), "nobody leads: {circumstances}");
+        if acknowledged {
+            let process = pair.processes[stays].as_ref().unwrap();
+            assert!(process.state.members.read().is_removed(pair.members[goes].id), "{circumstances}");
+        }
+        seen.insert((acknowledged, gone));
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(false, false), (true, true)]);
 }

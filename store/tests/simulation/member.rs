@@ -64,6 +64,8 @@ pub struct Member {
     pub rate: u64,
     /// Its place in the line of memberships, in this life; none before it knows one.
     pub place: Option<usize>,
+    /// The furthest place of all its lives.
+    pub furthest: usize,
     /// Whether it ever had one: then it has a state of its own.
     pub begun: bool,
 }
@@ -85,6 +87,7 @@ impl Member {
             slowness: 1,
             rate,
             place: None,
+            furthest: 0,
             begun: founder,
         }
     }

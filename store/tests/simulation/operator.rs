@@ -137,10 +137,10 @@ fn apply(change: &Change, voters: &mut BTreeSet<u64>) {
     }
 }
 
-/// Whether a quorum can come about: now, after `change`, and whatever becomes of what is open. Of the line's memberships
-/// the one before the newest counts too: whoever has not made the last change goes by it, while a member that it removes may
-/// have ended. With `loss`, that member's disk is lost; then the others have to have begun, since one that lost what it was
-/// given does not vote.
+/// Whether a quorum can come about: now, after `change`, and whatever becomes of what is open. A voter that has made the
+/// last change knows that for good, and tells the others when it asks for their votes. With nobody who does, those that have
+/// not made it go by the membership before it, while a member that it removes may have ended. With `loss`, that member's
+/// disk is lost; then the others have to have begun, since one that lost what it was given does not vote.
 fn keeps_quorum(
     members: &[Member],
     lineage: &Lineage,
@@ -159,20 +159,19 @@ fn keeps_quorum(
         (voters, alive)
     };
     let newest = lineage.newest();
-    let mut before = taking_part(lineage.at(lineage.end().saturating_sub(1)).voters());
-    before.1.retain(|id| !newest.has_removed(*id));
-    let mut possible = vec![before, taking_part(newest.voters())];
+    let mut possible = vec![taking_part(newest.voters())];
     for change in open.iter().chain(change) {
-        let without = possible[1..].to_vec();
-        for (known, mut alive) in without {
-            let mut voters = known.clone();
+        for (mut voters, _) in possible.clone() {
             apply(change, &mut voters);
             possible.push(taking_part(voters));
-            if let Change::Remove(id) = change {
-                alive.remove(id);
-                possible.push((known, alive));
-            }
         }
+    }
+    let knows =
+        |id: &u64| members.get(*id as usize - 1).is_some_and(|member| member.furthest == lineage.end());
+    if !newest.voters().iter().filter(is_alive).any(knows) {
+        let mut before = taking_part(lineage.at(lineage.end().saturating_sub(1)).voters());
+        before.1.retain(|id| !newest.has_removed(*id));
+        possible.push(before);
     }
     possible.iter().all(|(voters, alive)| alive.len() > voters.len() / 2)
 }
@@ -428,6 +427,9 @@ impl World {
                 self.totals.event("members removed", 1);
                 if process.is_none() {
                     self.totals.event("members removed while down", 1);
+                }
+                if self.lineage.newest().voters().len() == 1 {
+                    self.totals.event("members removed from two", 1);
                 }
                 if of_leader {
                     self.totals.event("leaders removed", 1);

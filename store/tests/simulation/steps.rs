@@ -200,8 +200,8 @@ impl World {
         }
         let place = self.members[member].place;
         let (place, change) = self.lineage.follow(place, members);
-        let Member { place: known, begun, .. } = &mut self.members[member];
-        *known = Some(place);
+        let Member { place: known, furthest, begun, .. } = &mut self.members[member];
+        (*known, *furthest) = (Some(place), place.max(*furthest));
         if !std::mem::replace(begun, true) {
             self.totals.event("joined with nothing", 1);
         }

@@ -77,6 +77,7 @@ const EVENTS: &[&str] = &[
     "members removed",
     "leaders removed",
     "members removed while down",
+    "members removed from two",
     "members moved",
     "lost members replaced",
     "membership changes refused",

@@ -1,5 +1,6 @@
 //! Requests from many clients at once, as fast as they are answered or at a rate, and what they cost the server.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -59,22 +60,48 @@ pub async fn closed(
     time: Duration,
     make: &Make,
 ) -> Result<Load, BenchError> {
+    each_waits(target, call, clients, 0, move |_, started| started.elapsed() < time, make).await
+}
+
+/// As [`closed`], for the requests of these numbers.
+pub async fn counted(
+    target: &Target,
+    call: &Call,
+    clients: usize,
+    numbers: Range<usize>,
+    make: &Make,
+) -> Result<Load, BenchError> {
+    each_waits(target, call, clients, numbers.start, move |number, _| number < numbers.end, make).await
+}
+
+/// `goes_on` is asked of each number before its request, with when the load began.
+async fn each_waits(
+    target: &Target,
+    call: &Call,
+    clients: usize,
+    first: usize,
+    goes_on: impl Fn(usize, Instant) -> bool + Clone + Send + 'static,
+    make: &Make,
+) -> Result<Load, BenchError> {
     let connections = connections(target, clients).await?;
-    let next = Arc::new(AtomicUsize::new(0));
+    let next = Arc::new(AtomicUsize::new(first));
     let (cpu, started) = (target.cpu()?, Instant::now());
     let mut tasks = JoinSet::new();
     for client in 0..clients {
-        let (next, make, call) = (next.clone(), make.clone(), call.clone());
+        let (next, make, call, goes_on) = (next.clone(), make.clone(), call.clone(), goes_on.clone());
         let connection = connections[client % connections.len()].clone();
         tasks.spawn(async move {
             let mut latencies = Latencies::default();
-            while started.elapsed() < time {
-                let message = make(next.fetch_add(1, Ordering::Relaxed));
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if !goes_on(number, started) {
+                    return Ok::<_, BenchError>(latencies);
+                }
+                let message = make(number);
                 let asked = Instant::now();
                 connection.call(&call, message).await?;
                 latencies.push(asked.elapsed());
             }
-            Ok::<_, BenchError>(latencies)
         });
     }
     finish(target, tasks, cpu, started).await

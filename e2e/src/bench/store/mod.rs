@@ -1,6 +1,7 @@
 //! Measures of a store over the etcd v3 protocol, turn and turn about with a peer, so that both see the same disk and
 //! the same neighbours: rates, latencies, and what the servers' CPU, memory and disk take for it.
 
+pub mod churn;
 mod connection;
 mod failover;
 mod keys;

@@ -86,6 +86,16 @@ pub fn ranges(limit: usize) -> Make {
     prepared(std::iter::once(frame(&request)))
 }
 
+/// Puts of so many keys in no order, so that neighbours are not overwritten together, and again from the first on. There may
+/// be many, so each is made when it is sent.
+pub fn overwrites(keys: usize, value_bytes: usize) -> Make {
+    Arc::new(move |number| {
+        let key = key(number.wrapping_mul(1_000_003) % keys);
+        let value = vec![(number / keys) as u8; value_bytes].into();
+        frame(&PutRequest { key, value, ..PutRequest::default() })
+    })
+}
+
 /// Each creates another key, so each is made when it is sent.
 pub fn creates(first: usize) -> Make {
     Arc::new(move |number| frame(&create(first + number)))
