@@ -127,7 +127,10 @@ fn tables_describe_explain_and_discovery() {
     let version: serde_json::Value = serde_json::from_str(&kubectl.run(&["version", "-o", "json"])).unwrap();
     let version = version["serverVersion"]["gitVersion"].to_string();
     assert!(version.starts_with("\"v1.36"), "{version}");
-    assert!(kubectl.run(&["cluster-info"]).contains("is running at"));
+    let info = kubectl.run(&["cluster-info"]);
+    assert_eq!(info.matches("is running at").count(), 2, "{info}");
+    assert!(info.contains("CoreDNS"), "{info}");
+    assert!(info.contains("/api/v1/namespaces/kube-system/services/kube-dns:dns/proxy"), "{info}");
     assert_eq!(kubectl.run(&["auth", "can-i", "create", "pods"]), "yes\n");
 }
 

@@ -13,6 +13,7 @@ mod batch;
 pub mod cause;
 pub mod columns;
 pub mod core;
+mod diff;
 mod disruptionbudget;
 mod endpointslice;
 mod equality;

@@ -110,23 +110,31 @@ fn is_standard_container_resource(name: &str) -> bool {
     matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")
 }
 
-fn is_standard_resource(name: &str) -> bool {
+/// Counted by whole objects.
+fn is_object_count(name: &str) -> bool {
+    matches!(
+        name,
+        "pods"
+            | "services"
+            | "replicationcontrollers"
+            | "resourcequotas"
+            | "secrets"
+            | "configmaps"
+            | "persistentvolumeclaims"
+            | "services.nodeports"
+            | "services.loadbalancers"
+    )
+}
+
+pub(crate) fn is_standard_resource(name: &str) -> bool {
+    let computed = |name: &str| matches!(name, "cpu" | "memory" | "ephemeral-storage");
     is_standard_container_resource(name)
-        || name.starts_with("requests.")
-        || name.starts_with("limits.")
-        || matches!(
-            name,
-            "pods"
-                | "services"
-                | "replicationcontrollers"
-                | "resourcequotas"
-                | "secrets"
-                | "configmaps"
-                | "persistentvolumeclaims"
-                | "services.nodeports"
-                | "services.loadbalancers"
-                | "storage"
-        )
+        || is_object_count(name)
+        || name == "storage"
+        || name.strip_prefix("limits.").is_some_and(computed)
+        || name.strip_prefix("requests.").is_some_and(|requested| {
+            computed(requested) || requested == "storage" || requested.starts_with("hugepages-")
+        })
 }
 
 fn is_native(name: &str) -> bool {
@@ -177,19 +185,7 @@ pub(crate) fn resource_amount(name: &str, amount: &Value, path: &Path<'_>, cause
     if quantity.is_negative() {
         causes.invalid(path, amount_text(amount), "must be greater than or equal to 0");
     }
-    let counted = is_extended(name)
-        || matches!(
-            name,
-            "pods"
-                | "services"
-                | "replicationcontrollers"
-                | "resourcequotas"
-                | "secrets"
-                | "configmaps"
-                | "persistentvolumeclaims"
-                | "services.nodeports"
-                | "services.loadbalancers"
-        );
+    let counted = is_extended(name) || is_object_count(name);
     if counted && !quantity.is_integer() {
         causes.invalid(path, amount_text(amount), "must be an integer");
     }

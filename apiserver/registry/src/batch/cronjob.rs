@@ -304,6 +304,12 @@ mod tests {
             let causes = kind.validate_create(&wrong);
             assert_eq!(causes.iter().map(|c| c.field.as_str()).collect::<Vec<_>>(), [expected]);
         }
+        let mut endless = object.clone();
+        endless["spec"]["jobTemplate"]["spec"]["template"]["spec"]["restartPolicy"] = json!("Always");
+        assert_eq!(
+            kind.validate_create(&endless)[0].to_string(),
+            "spec.jobTemplate.spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\""
+        );
         object["metadata"]["name"] = json!("n".repeat(53));
         assert_eq!(kind.validate_create(&object).len(), 1);
     }

@@ -384,7 +384,8 @@ pub(super) fn validate_spec(spec: &Value, path: &Path<'_>, causes: &mut Causes) 
     let path_of_policy = path_of_policy.child("spec");
     let path_of_policy = path_of_policy.child("restartPolicy");
     match policy {
-        "" => causes.required(&path_of_policy, "valid values: \"OnFailure\", \"Never\""),
+        // A template that says nothing has the default of pods by now, which is Always: both mean that a policy is missing.
+        "" | "Always" => causes.required(&path_of_policy, "valid values: \"OnFailure\", \"Never\""),
         "OnFailure" if spec.has("podFailurePolicy") => {
             causes.invalid(
                 &path_of_policy,
@@ -569,12 +570,6 @@ mod tests {
 
     #[test]
     fn validates() {
-        let mut wrong = template();
-        wrong["spec"]["restartPolicy"] = json!("Always");
-        check(
-            &whole(json!({"template": wrong})),
-            &["FieldValueNotSupported spec.template.spec.restartPolicy"],
-        );
         let mut labelled = template();
         labelled["metadata"] = json!({"labels": {UID_LABEL: "other"}});
         check(
@@ -591,6 +586,32 @@ mod tests {
         check(
             &whole(json!({"template": template(), "backoffLimit": -1})),
             &["FieldValueInvalid spec.backoffLimit"],
+        );
+    }
+
+    #[test]
+    fn restart_policies() {
+        #[track_caller]
+        fn check(policy: Value, expected: &[&str]) {
+            let mut template = template();
+            template["spec"]["restartPolicy"] = policy;
+            let causes = KIND.kind().validate_create(&whole(json!({"template": template})));
+            assert_eq!(causes.iter().map(Cause::to_string).collect::<Vec<_>>(), expected);
+        }
+        let required =
+            "spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\"";
+        check(json!("Never"), &[]);
+        check(json!("OnFailure"), &[]);
+        check(json!("Always"), &[required]);
+        check(Value::Null, &[required]);
+        check(
+            json!("Sometimes"),
+            &[
+                "spec.template.spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \
+                 \"OnFailure\", \"Never\"",
+                "spec.template.spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \
+                 \"OnFailure\", \"Never\"",
+            ],
         );
     }
 

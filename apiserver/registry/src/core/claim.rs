@@ -8,6 +8,7 @@ use crate::{
     Cause, Strategy,
     cause::{Causes, Path},
     columns::{self, AGE, NAME, text, wide},
+    diff,
     equality::equal,
     fields::{Fields, Fill},
     kind::{Column, Spec, name, status},
@@ -68,6 +69,8 @@ const VOLUME_COLUMNS: &[Column] = &[
 ];
 
 const ACCESS_MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+/// Where classes were named before there was a field.
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const UNSET: &str = "<unset>";
 
 fn access_modes(holder: &Value) -> String {
@@ -83,8 +86,7 @@ fn access_modes(holder: &Value) -> String {
 }
 
 fn storage_class(object: &Value) -> String {
-    let annotation =
-        object.at("metadata").at("annotations").text("volume.beta.kubernetes.io/storage-class").to_owned();
+    let annotation = object.at("metadata").at("annotations").text(CLASS_ANNOTATION).to_owned();
     if annotation.is_empty() { object.at("spec").text("storageClassName").to_owned() } else { annotation }
 }
 
@@ -172,21 +174,28 @@ impl Strategy for Claim {
         claim_spec(new.at("spec"), &path, &mut causes);
         let mut rest = new.at("spec").clone();
         let old_spec = old.at("spec");
+        // Binding names the volume, once.
         if old_spec.text("volumeName").is_empty() {
             rest.copy("volumeName", old_spec);
         }
-        if !old_spec.has("storageClassName") {
+        if class_may_be_set(new, old, &mut causes) {
             rest.copy("storageClassName", old_spec);
         }
         if old.at("status").text("phase") == "Bound" {
-            rest.copy("resources", old_spec);
+            let old_requests = old_spec.at("resources").at("requests");
+            if let Some(requests) = rest.part("resources").and_then(|resources| resources.part("requests")) {
+                requests.copy("storage", old_requests);
+            }
             rest.copy("volumeAttributesClassName", old_spec);
         }
         if !equal(&rest, old_spec) {
             causes.forbidden(
                 &path,
-                "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
-                 bound claims",
+                &format!(
+                    "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
+                     bound claims\n{}",
+                    diff::unified(old_spec, &rest)
+                ),
             );
         }
         let size = |object: &Value| quantity(object.at("resources").at("requests").at("storage"));
@@ -198,6 +207,7 @@ impl Strategy for Claim {
                 "field can not be less than status.capacity",
             );
         }
+        volume_mode(new, old, &mut causes);
         causes.into_vec()
     }
 
@@ -219,6 +229,52 @@ impl Strategy for Claim {
             or_unset(spec.text("volumeMode")).into(),
         ]
     }
+}
+
+/// A claim without a class may get one: the one that its annotation says, if there is an annotation, which stays then.
+fn class_may_be_set(new: &Value, old: &Value, causes: &mut Causes) -> bool {
+    let annotation = |claim: &Value| claim.at("metadata").at("annotations").get(CLASS_ANNOTATION).cloned();
+    let (class, old_class) = (annotation(new), annotation(old));
+    let (spec, old_spec) = (new.at("spec"), old.at("spec"));
+    let set = spec.has("storageClassName") && !old_spec.has("storageClassName");
+    let as_annotated = old_class.as_ref().is_none_or(|old| old == spec.at("storageClassName"));
+    // In exchange for the field the annotation may go.
+    if !(set && old_class.is_some() && as_annotated && class.is_none()) {
+        let text = |class: Option<Value>| class.unwrap_or_else(|| "".into());
+        let (class, old_class) = (text(class), text(old_class));
+        if class != old_class {
+            let path = Path::new("metadata");
+            let path = path.child("annotations");
+            causes.invalid(&path.child(CLASS_ANNOTATION), class, "field is immutable");
+        }
+    }
+    set && as_annotated
+}
+
+fn volume_mode(new: &Value, old: &Value, causes: &mut Causes) {
+    let mode = |object: &Value| object.at("spec").at("volumeMode").clone();
+    if mode(new) != mode(old) {
+        causes.invalid(&Path::new("volumeMode"), mode(new), "field is immutable");
+    }
+}
+
+/// What of a volume's spec says where its data is: all that does not say how it may be used.
+fn source(volume: &Value) -> Value {
+    let mut source = volume.at("spec").clone();
+    for field in [
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
+    ] {
+        source.drop_field(field);
+    }
+    source
 }
 
 struct Volume;
@@ -278,8 +334,27 @@ impl Strategy for Volume {
         causes.into_vec()
     }
 
-    fn validate_update(&self, new: &Value, _old: &Value) -> Vec<Cause> {
-        self.validate_create(new)
+    fn validate_update(&self, new: &Value, old: &Value) -> Vec<Cause> {
+        let mut causes = Causes::default();
+        causes.extend(self.validate_create(new));
+        let (mut source, old_source) = (source(new), source(old));
+        // A driver that learns to expand volumes may be given the secret for it.
+        if !old_source.at("csi").has("controllerExpandSecretRef")
+            && let Some(driver) = source.part("csi")
+        {
+            driver.drop_field("controllerExpandSecretRef");
+        }
+        if !equal(&source, &old_source) {
+            causes.forbidden(
+                &Path::new("spec").child("persistentvolumesource"),
+                &format!(
+                    "spec.persistentvolumesource is immutable after creation\n{}",
+                    diff::unified(&old_source, &source)
+                ),
+            );
+        }
+        volume_mode(new, old, &mut causes);
+        causes.into_vec()
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
@@ -305,5 +380,106 @@ impl Strategy for Volume {
             columns::age(object, now),
             or_unset(spec.text("volumeMode")).into(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The first line of each cause.
+    #[track_caller]
+    fn check(kind: &Spec, old: &Value, change: impl FnOnce(&mut Value), expected: &[&str]) {
+        let mut new = old.clone();
+        change(&mut new);
+        let causes = kind.strategy.validate_update(&new, old);
+        let texts: Vec<String> = causes.iter().map(Cause::to_string).collect();
+        let lines: Vec<&str> = texts.iter().filter_map(|text| text.lines().next()).collect();
+        assert_eq!(lines, expected, "{texts:?}");
+    }
+
+    #[test]
+    fn claims_stay_as_they_are() {
+        let mut claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}, "limits": {"storage": "4Gi"}}, "volumeMode": "Filesystem"},
+            "status": {"phase": "Pending"}});
+        let immutable = "spec: Forbidden: spec is immutable after creation except resources.requests and \
+                         volumeAttributesClassName for bound claims";
+        let resize = |claim: &mut Value| claim["spec"]["resources"]["requests"]["storage"] = json!("2Gi");
+        check(&CLAIM, &claim, |_| (), &[]);
+        check(&CLAIM, &claim, |claim| claim["spec"]["volumeName"] = json!("v"), &[]);
+        check(&CLAIM, &claim, |claim| claim["spec"]["storageClassName"] = json!("fast"), &[]);
+        check(&CLAIM, &claim, resize, &[immutable]);
+        check(
+            &CLAIM,
+            &claim,
+            |claim| claim["spec"]["volumeMode"] = json!("Block"),
+            &[immutable, "volumeMode: Invalid value: \"Block\": field is immutable"],
+        );
+        let causes = {
+            let mut new = claim.clone();
+            new["spec"]["accessModes"] = json!(["ReadOnlyMany"]);
+            Claim.validate_update(&new, &claim)
+        };
+        assert!(
+            causes[0].message.contains("\n-    \"ReadWriteOnce\"\n+    \"ReadOnlyMany\"\n"),
+            "{causes:?}"
+        );
+        claim["status"]["phase"] = json!("Bound");
+        claim["spec"]["volumeName"] = json!("v");
+        check(&CLAIM, &claim, resize, &[]);
+        check(
+            &CLAIM,
+            &claim,
+            |claim| claim["spec"]["resources"]["limits"]["storage"] = json!("8Gi"),
+            &[immutable],
+        );
+        check(&CLAIM, &claim, |claim| claim["spec"]["volumeName"] = json!("w"), &[immutable]);
+        claim["metadata"]["annotations"] = json!({CLASS_ANNOTATION: "slow"});
+        let to =
+            |class: &'static str| move |claim: &mut Value| claim["spec"]["storageClassName"] = class.into();
+        check(&CLAIM, &claim, to("slow"), &[]);
+        check(&CLAIM, &claim, to("fast"), &[immutable]);
+        let moved = |claim: &mut Value| {
+            to("slow")(claim);
+            claim["metadata"]["annotations"] = json!({});
+        };
+        check(&CLAIM, &claim, moved, &[]);
+        check(
+            &CLAIM,
+            &claim,
+            |claim| claim["metadata"]["annotations"] = json!({}),
+            &[
+                "metadata.annotations.volume.beta.kubernetes.io/storage-class: Invalid value: \"\": field is immutable",
+            ],
+        );
+    }
+
+    #[test]
+    fn volumes_stay_where_their_data_is() {
+        let volume = json!({"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Gi"}, "persistentVolumeReclaimPolicy": "Retain", "volumeMode": "Filesystem",
+            "csi": {"driver": "d", "volumeHandle": "h"}}});
+        let immutable =
+            "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation";
+        check(&VOLUME, &volume, |volume| volume["spec"]["capacity"]["storage"] = json!("2Gi"), &[]);
+        check(&VOLUME, &volume, |volume| volume["spec"]["claimRef"] = json!({"name": "c"}), &[]);
+        check(&VOLUME, &volume, |volume| volume["spec"]["csi"]["volumeHandle"] = json!("i"), &[immutable]);
+        check(
+            &VOLUME,
+            &volume,
+            |volume| {
+                volume["spec"]["csi"]["controllerExpandSecretRef"] = json!({"name": "s", "namespace": "n"})
+            },
+            &[],
+        );
+        check(
+            &VOLUME,
+            &volume,
+            |volume| volume["spec"]["volumeMode"] = json!("Block"),
+            &["volumeMode: Invalid value: \"Block\": field is immutable"],
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! LimitRanges and ResourceQuotas.
+//! LimitRanges: what each container, pod or claim of a namespace may ask for.
 
 use std::collections::BTreeSet;
 
@@ -8,9 +8,10 @@ use serde_json::Value;
 use crate::{
     Cause, Strategy,
     cause::{Causes, Path},
-    columns::{self, AGE, CREATED_AT, NAME, text},
+    columns::{self, CREATED_AT, NAME},
     fields::{Fields, Fill},
-    kind::{Column, Spec, name, status},
+    kind::{Spec, name},
+    names,
     quantity::{Quantity, quantity},
     rules,
 };
@@ -26,25 +27,6 @@ pub(crate) const LIMIT_RANGE: Spec = Spec {
     strategy: &LimitRange,
     ..Spec::STORED
 };
-
-pub(crate) const RESOURCE_QUOTA: Spec = Spec {
-    kind: "ResourceQuota",
-    plural: "resourcequotas",
-    singular: "resourcequota",
-    short_names: &[name("quota")],
-    subresources: &[status("", "ResourceQuota")],
-    storage_prefix: Some("resourcequotas"),
-    columns: QUOTA_COLUMNS,
-    strategy: &ResourceQuota,
-    ..Spec::STORED
-};
-
-const QUOTA_COLUMNS: &[Column] = &[
-    NAME,
-    text("Request", "Requests that are used, of those allowed."),
-    text("Limit", "Limits that are used, of those allowed."),
-    AGE,
-];
 
 struct LimitRange;
 
@@ -68,11 +50,12 @@ impl Strategy for LimitRange {
         let path = path.child("limits");
         let limits = object.at("spec").list("limits");
         for (index, item) in limits.iter().enumerate() {
-            let kind = item.text("type");
+            let (kind, path) = (item.text("type"), path.index(index));
+            kind_of_limit(kind, &path.child("type"), &mut causes);
             if limits[..index].iter().any(|other| other.text("type") == kind) {
-                causes.duplicate(&path.index(index).child("type"), kind);
+                causes.duplicate(&path.child("type"), kind);
             }
-            limit_item(item, kind, &path.index(index), &mut causes);
+            limit_item(item, kind, &path, &mut causes);
         }
         causes.into_vec()
     }
@@ -86,13 +69,16 @@ impl Strategy for LimitRange {
     }
 }
 
-fn limit_item(item: &Value, kind: &str, path: &Path<'_>, causes: &mut Causes) {
-    let messages = crate::names::qualified_name(kind);
+fn kind_of_limit(kind: &str, path: &Path<'_>, causes: &mut Causes) {
+    let messages = names::qualified_name(kind);
     if !messages.is_empty() {
-        causes.syntax(&path.child("type"), kind, messages);
+        causes.syntax(path, kind, messages);
     } else if !kind.contains('/') && !matches!(kind, "Container" | "PersistentVolumeClaim" | "Pod") {
-        causes.invalid(&path.child("type"), kind, "must be a standard limit type or fully qualified");
+        causes.invalid(path, kind, "must be a standard limit type or fully qualified");
     }
+}
+
+fn limit_item(item: &Value, kind: &str, path: &Path<'_>, causes: &mut Causes) {
     let mut keys = BTreeSet::new();
     for field in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
         let amounts = item.entries(field);
@@ -124,115 +110,61 @@ fn limit_item(item: &Value, kind: &str, path: &Path<'_>, causes: &mut Causes) {
     }
 }
 
-/// min ≤ default request ≤ default ≤ max.
+/// min ≤ default request ≤ default ≤ max, and a ratio that these leave possible.
 fn order(item: &Value, name: &str, path: &Path<'_>, causes: &mut Causes) {
-    for (low, high, at, words) in [
-        ("min", "max", "min", ("min value", "max value")),
-        ("min", "defaultRequest", "defaultRequest", ("min value", "default request value")),
-        ("defaultRequest", "max", "defaultRequest", ("default request value", "max value")),
-        ("defaultRequest", "default", "defaultRequest", ("default request value", "default limit value")),
-        ("min", "default", "default", ("min value", "default value")),
-        ("default", "max", "default", ("default value", "max value")),
+    let amount = |field: &str| item.at(field).at(name);
+    for (low, high, at, blamed, words) in [
+        ("min", "max", "min", "min", ("min value", "max value")),
+        ("min", "defaultRequest", "defaultRequest", "defaultRequest", ("min value", "default request value")),
+        ("defaultRequest", "max", "defaultRequest", "defaultRequest", ("default request value", "max value")),
+        (
+            "defaultRequest",
+            "default",
+            "defaultRequest",
+            "defaultRequest",
+            ("default request value", "default limit value"),
+        ),
+        // Of defaults, upstream shows what they are compared with as the wrong value.
+        ("min", "default", "default", "min", ("min value", "default value")),
+        ("default", "max", "default", "max", ("default value", "max value")),
     ] {
-        let (low, high) = (item.at(low).at(name), item.at(high).at(name));
-        if let (Some(a), Some(b)) = (quantity(low), quantity(high))
+        if let (Some(a), Some(b)) = (quantity(amount(low)), quantity(amount(high)))
             && a > b
         {
-            let (low, high) = (rules::amount_text(low), rules::amount_text(high));
+            let (low, high) = (rules::amount_text(amount(low)), rules::amount_text(amount(high)));
             let message = format!("{} {low} is greater than {} {high}", words.0, words.1);
-            causes.invalid(&path.child(at).key(name), item.at(at).at(name).clone(), message);
+            causes.invalid(&path.child(at).key(name), amount(blamed).clone(), message);
         }
     }
-    let ratio = item.at("maxLimitRequestRatio").at(name);
-    if quantity(ratio).is_some_and(|ratio| ratio < Quantity::from_milli(1000)) {
-        let text = rules::amount_text(ratio);
-        causes.invalid(
-            &path.child("maxLimitRequestRatio").key(name),
-            text.as_str(),
-            format!("ratio {text} is less than 1"),
+    ratio(item, name, path, causes);
+    if let (Some(default), Some(request)) = (quantity(amount("default")), quantity(amount("defaultRequest")))
+        && default != request
+        && !rules::overcommit_allowed(name)
+    {
+        let message = format!(
+            "default value {} must equal to defaultRequest value {} in {name}",
+            rules::amount_text(amount("default")),
+            rules::amount_text(amount("defaultRequest")),
         );
+        causes.invalid(&path.child("defaultRequest").key(name), amount("defaultRequest").clone(), message);
     }
 }
 
-struct ResourceQuota;
-
-impl Strategy for ResourceQuota {
-    fn validate_create(&self, object: &Value) -> Vec<Cause> {
-        let mut causes = Causes::default();
-        let spec = object.at("spec");
-        amounts(spec, "hard", &Path::new("spec"), &mut causes);
-        let path = Path::new("spec");
-        let path = path.child("scopes");
-        let scopes: Vec<&str> = spec.texts("scopes").collect();
-        for scope in &scopes {
-            let known = [
-                "Terminating",
-                "NotTerminating",
-                "BestEffort",
-                "NotBestEffort",
-                "PriorityClass",
-                "CrossNamespacePodAffinity",
-                "VolumeAttributesClass",
-            ];
-            if !known.contains(scope) {
-                causes.invalid(&path, spec.at("scopes").clone(), "unsupported scope");
-            }
-        }
-        for pair in [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]] {
-            if pair.iter().all(|scope| scopes.contains(scope)) {
-                causes.invalid(&path, spec.at("scopes").clone(), "conflicting scopes");
-            }
-        }
-        causes.into_vec()
+fn ratio(item: &Value, name: &str, path: &Path<'_>, causes: &mut Causes) {
+    let amount = |field: &str| quantity(item.at(field).at(name));
+    let Some(ratio) = amount("maxLimitRequestRatio") else { return };
+    let text = rules::amount_text(item.at("maxLimitRequestRatio").at(name));
+    let path = path.child("maxLimitRequestRatio");
+    if ratio < Quantity::from_milli(1000) {
+        causes.invalid(&path.key(name), text.as_str(), format!("ratio {text} is less than 1"));
     }
-
-    fn validate_update(&self, new: &Value, old: &Value) -> Vec<Cause> {
-        let mut causes = Causes::default();
-        causes.extend(self.validate_create(new));
-        let scopes = |object: &Value| -> BTreeSet<String> {
-            object.at("spec").texts("scopes").map(str::to_owned).collect()
-        };
-        if scopes(new) != scopes(old) {
-            let path = Path::new("spec");
-            causes.invalid(&path.child("scopes"), new.at("spec").at("scopes").clone(), "field is immutable");
+    if let (Some(min), Some(max)) = (amount("min"), amount("max")) {
+        // No minimum leaves any ratio possible; nothing of nothing compares with no number.
+        let possible = max.as_f64() / min.as_f64();
+        if ratio.as_f64() > possible {
+            let message = format!("ratio {text} is greater than max/min = {possible:.6}");
+            causes.invalid(&path.key(name), text.as_str(), message);
         }
-        causes.into_vec()
-    }
-
-    fn validate_status_update(&self, new: &Value, _old: &Value) -> Vec<Cause> {
-        let mut causes = Causes::default();
-        for field in ["hard", "used"] {
-            amounts(new.at("status"), field, &Path::new("status"), &mut causes);
-        }
-        causes.into_vec()
-    }
-
-    fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let status = object.at("status");
-        let (mut requests, mut limits) = (Vec::new(), Vec::new());
-        let mut names: Vec<&String> = status.entries("hard").into_iter().flat_map(|map| map.keys()).collect();
-        names.sort_unstable();
-        for name in names {
-            let used = status.at("used").at(name);
-            let used = if used.is_null() { "0".to_owned() } else { rules::amount_text(used) };
-            let text = format!("{name}: {used}/{}", rules::amount_text(status.at("hard").at(name)));
-            if name.starts_with("limits.") { &mut limits } else { &mut requests }.push(text);
-        }
-        vec![
-            columns::name(object),
-            requests.join(", ").into(),
-            limits.join(", ").into(),
-            columns::age(object, now),
-        ]
-    }
-}
-
-fn amounts(holder: &Value, field: &str, path: &Path<'_>, causes: &mut Causes) {
-    for (name, amount) in holder.entries(field).into_iter().flatten() {
-        let path = path.child(field);
-        // `count/<resource>.<group>` is what quotas of any resource are called.
-        rules::resource_name(name, &path.key(name), causes);
-        rules::resource_amount(name, amount, &path.key(name), causes);
     }
 }
 
@@ -243,29 +175,99 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits() {
+    fn defaults_come_from_what_is_known() {
         let mut object =
             json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "2"}, "min": {"cpu": "1"}}]}});
         LimitRange.default(&mut object);
         assert_eq!(object["spec"]["limits"][0]["defaultRequest"], json!({"cpu": "2"}));
         assert_eq!(LimitRange.validate_create(&object), []);
-        object["spec"]["limits"][0]["max"]["cpu"] = json!("500m");
-        assert!(
-            LimitRange.validate_create(&object)[0]
-                .message
-                .ends_with("min value 1 is greater than max value 500m")
-        );
     }
 
     #[test]
-    fn quotas() {
-        let object = json!({"spec": {"hard": {"pods": "10", "count/widgets.example.com": "5", "limits.cpu": "4"}},
-            "status": {"hard": {"pods": "10", "limits.cpu": "4"}, "used": {"pods": "1"}}});
-        assert_eq!(ResourceQuota.validate_create(&object), []);
-        let row = ResourceQuota.row(&object, Timestamp::UNIX_EPOCH);
-        assert_eq!((&row[1], &row[2]), (&json!("pods: 1/10"), &json!("limits.cpu: 0/4")));
-        let bad =
-            json!({"spec": {"hard": {"pods": "1.5", "odd": "1"}, "scopes": ["BestEffort", "NotBestEffort"]}});
-        assert_eq!(ResourceQuota.validate_create(&bad).len(), 3);
+    fn validates() {
+        #[track_caller]
+        fn check(limits: Value, expected: &[&str]) {
+            let causes = LimitRange.validate_create(&json!({"spec": {"limits": limits}}));
+            assert_eq!(causes.iter().map(Cause::to_string).collect::<Vec<_>>(), expected);
+        }
+        let container = |fields: Value| {
+            let mut item = json!({"type": "Container"});
+            item.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            json!([item])
+        };
+        check(
+            container(
+                json!({"min": {"cpu": "1"}, "max": {"cpu": "2"}, "maxLimitRequestRatio": {"cpu": "2"}}),
+            ),
+            &[],
+        );
+        check(
+            json!([{"type": "Pod", "max": {"cpu": "1"}}, {"type": "Disk"}, {"type": "Pod", "default": {"cpu": "1"}},
+                {"type": "PersistentVolumeClaim"}]),
+            &[
+                "spec.limits[1].type: Invalid value: \"Disk\": must be a standard limit type or fully qualified",
+                "spec.limits[2].type: Duplicate value: \"Pod\"",
+                "spec.limits[2].default: Forbidden: may not be specified when `type` is 'Pod'",
+                "spec.limits[3].limits: Required value: either minimum or maximum storage value is required, but \
+                 neither was provided",
+            ],
+        );
+        check(
+            container(json!({"max": {"pods": "1"}})),
+            &[
+                "spec.limits[0].max[pods]: Invalid value: \"pods\": must be a standard resource for containers",
+            ],
+        );
+        check(
+            container(json!({"min": {"cpu": "1"}, "max": {"cpu": "500m"}})),
+            &["spec.limits[0].min[cpu]: Invalid value: \"1\": min value 1 is greater than max value 500m"],
+        );
+        check(
+            container(
+                json!({"min": {"cpu": "2"}, "default": {"cpu": "1"}, "defaultRequest": {"cpu": "1500m"}}),
+            ),
+            &[
+                "spec.limits[0].defaultRequest[cpu]: Invalid value: \"1500m\": min value 2 is greater than default \
+                 request value 1500m",
+                "spec.limits[0].defaultRequest[cpu]: Invalid value: \"1500m\": default request value 1500m is greater \
+                 than default limit value 1",
+                "spec.limits[0].default[cpu]: Invalid value: \"2\": min value 2 is greater than default value 1",
+            ],
+        );
+        check(
+            container(json!({"max": {"cpu": "1"}, "default": {"cpu": "3"}, "defaultRequest": {"cpu": "2"}})),
+            &[
+                "spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": default request value 2 is greater than max \
+                 value 1",
+                "spec.limits[0].default[cpu]: Invalid value: \"1\": default value 3 is greater than max value 1",
+            ],
+        );
+        check(
+            container(json!({"maxLimitRequestRatio": {"cpu": "800m"}})),
+            &["spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"800m\": ratio 800m is less than 1"],
+        );
+        check(
+            container(
+                json!({"min": {"cpu": "2"}, "max": {"cpu": "3"}, "maxLimitRequestRatio": {"cpu": "10"}}),
+            ),
+            &[
+                "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"10\": ratio 10 is greater than max/min = \
+               1.500000",
+            ],
+        );
+        for min in ["0", "1"] {
+            let limits =
+                json!({"min": {"cpu": min}, "max": {"cpu": min}, "maxLimitRequestRatio": {"cpu": "1"}});
+            check(container(limits), &[]);
+        }
+        check(
+            container(
+                json!({"default": {"example.com/gpu": "2"}, "defaultRequest": {"example.com/gpu": "1"}}),
+            ),
+            &[
+                "spec.limits[0].defaultRequest[example.com/gpu]: Invalid value: \"1\": default value 2 must equal to \
+               defaultRequest value 1 in example.com/gpu",
+            ],
+        );
     }
 }

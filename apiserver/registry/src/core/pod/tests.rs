@@ -266,6 +266,12 @@ fn updates() {
         ),
         "{causes:?}"
     );
+    assert!(
+        causes[0].contains("(allow it to be set to 1 if it was previously negative)\n@@ -")
+            && causes[0].lines().filter(|line| line.starts_with('+')).eq(["+  \"hostname\": \"h\","])
+            && !causes[0].lines().any(|line| line.starts_with('-')),
+        "{causes:?}"
+    );
     let (_, causes) = update(Scope::Main, |pod| pod["spec"]["containers"] = json!([]));
     assert!(
         causes

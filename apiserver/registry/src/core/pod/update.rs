@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::{resources, scheduling, validation};
 use crate::{
     cause::{Causes, Path, go_quote},
+    diff,
     equality::equal,
     fields::{Fields, Fill},
     names,
@@ -65,26 +66,9 @@ pub(super) fn main(new: &Value, old: &Value, causes: &mut Causes) {
         gated(&mut rest, old_spec, &path, causes);
     }
     if !equal(&rest, old_spec) {
-        let changed = changed_fields(&rest, old_spec);
-        causes.forbidden(
-            &path,
-            &format!("pod updates may not change fields other than {UPDATABLE}\n  changed: {changed}\n"),
-        );
+        let diff = diff::unified(old_spec, &rest);
+        causes.forbidden(&path, &format!("pod updates may not change fields other than {UPDATABLE}\n{diff}"));
     }
-}
-
-/// Names of the top-level fields that differ; upstream prints Go values here, which no client reads.
-fn changed_fields(new: &Value, old: &Value) -> String {
-    let mut names: Vec<&str> = [new, old]
-        .into_iter()
-        .filter_map(Value::as_object)
-        .flat_map(|map| map.keys())
-        .map(String::as_str)
-        .filter(|name| !equal(new.at(name), old.at(name)))
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    names.join(", ")
 }
 
 fn mirror_annotation(new: &Value, old: &Value, causes: &mut Causes) {
@@ -286,7 +270,11 @@ pub(super) fn ephemeral_containers(new: &Value, old: &Value, causes: &mut Causes
             ),
             Some(new) if !equal(new, old) => causes.forbidden(
                 &path,
-                &format!("existing ephemeral containers {} may not be changed\n", go_quote(name)),
+                &format!(
+                    "existing ephemeral containers {} may not be changed\n{}",
+                    go_quote(name),
+                    diff::unified(old, new)
+                ),
             ),
             Some(_) => {}
         }
