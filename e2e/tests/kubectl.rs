@@ -38,6 +38,11 @@ fn logs_exec_cp_and_port_forward() {
     assert_eq!(output.stdout, "through standard input\n", "{}", output.stderr);
     let failed = kubectl.refused(&["exec", "shell", "--", "sh", "-c", "exit 7"], None);
     assert!(failed.contains("exit code 7"), "{failed}");
+    // As kubectl cp asks for a file; cp itself does not wait for the answer's end (kubernetes/kubectl#980).
+    let failed = kubectl.refused(&["exec", "shell", "--", "tar", "cf", "-", "/nope"], None);
+    for said in ["tar: /nope: No such file or directory", "command terminated with exit code 1"] {
+        assert!(failed.contains(said), "{failed}");
+    }
 
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
