@@ -122,6 +122,18 @@ fn tables_describe_explain_and_discovery() {
     assert!(described.contains("Started container main") || described.contains("Started"), "{described}");
     assert!(described.contains("Successfully assigned"), "{described}");
     assert!(kubectl.run(&["get", "events"]).contains("Scheduled"));
+    let node = kubectl.run(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    let described = kubectl.run(&["describe", "node", &node]);
+    for said in [
+        "Starting kubelet.",
+        "Updated Node Allocatable limit across pods",
+        "status is now: NodeHasSufficientMemory",
+        "status is now: NodeHasNoDiskPressure",
+        "status is now: NodeHasSufficientPID",
+        "volumes.kubernetes.io/controller-managed-attach-detach: true",
+    ] {
+        assert!(described.contains(said), "{said}: {described}");
+    }
     assert!(kubectl.run(&["explain", "deployment.spec.replicas"]).contains("<integer>"));
     let resources = kubectl.run(&["api-resources", "-o", "name"]);
     for resource in ["pods", "deployments.apps", "leases.coordination.k8s.io", "cronjobs.batch"] {
