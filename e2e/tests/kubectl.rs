@@ -38,6 +38,11 @@ fn logs_exec_cp_and_port_forward() {
     assert_eq!(output.stdout, "through standard input\n", "{}", output.stderr);
     let failed = kubectl.refused(&["exec", "shell", "--", "sh", "-c", "exit 7"], None);
     assert!(failed.contains("exit code 7"), "{failed}");
+    // As kubectl cp asks for a file; cp itself does not wait for the answer's end (kubernetes/kubectl#980).
+    let failed = kubectl.refused(&["exec", "shell", "--", "tar", "cf", "-", "/nope"], None);
+    for said in ["tar: /nope: No such file or directory", "command terminated with exit code 1"] {
+        assert!(failed.contains(said), "{failed}");
+    }
 
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
@@ -117,6 +122,18 @@ fn tables_describe_explain_and_discovery() {
     assert!(described.contains("Started container main") || described.contains("Started"), "{described}");
     assert!(described.contains("Successfully assigned"), "{described}");
     assert!(kubectl.run(&["get", "events"]).contains("Scheduled"));
+    let node = kubectl.run(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    let described = kubectl.run(&["describe", "node", &node]);
+    for said in [
+        "Starting kubelet.",
+        "Updated Node Allocatable limit across pods",
+        "status is now: NodeHasSufficientMemory",
+        "status is now: NodeHasNoDiskPressure",
+        "status is now: NodeHasSufficientPID",
+        "volumes.kubernetes.io/controller-managed-attach-detach: true",
+    ] {
+        assert!(described.contains(said), "{said}: {described}");
+    }
     assert!(kubectl.run(&["explain", "deployment.spec.replicas"]).contains("<integer>"));
     let resources = kubectl.run(&["api-resources", "-o", "name"]);
     for resource in ["pods", "deployments.apps", "leases.coordination.k8s.io", "cronjobs.batch"] {

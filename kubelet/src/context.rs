@@ -12,6 +12,7 @@ use crate::{
     events::Events,
     images::Images,
     metrics::Metrics,
+    node::{self, events::Told},
     pod::{dns::Resolver, env::ServiceEnv, resources::Amounts},
     runtime::Runtime,
     volumes::Volumes,
@@ -59,6 +60,11 @@ pub struct Kubelet {
 impl Kubelet {
     pub fn host_ips(&self) -> Vec<String> {
         self.host_ips.read().clone()
+    }
+
+    /// Records an event about this node.
+    pub fn record_of_node(&self, told: &Told) {
+        self.events.record(&node::events::reference(&self.node_name), told.kind, told.reason, &told.message);
     }
 
     pub fn cluster_domain(&self) -> &str {

@@ -25,7 +25,7 @@ use crate::{
     images::{self, Images},
     metrics::Metrics,
     mirror::Mirrors,
-    node::{NodeReporter, capacity},
+    node::{self, NodeReporter, capacity},
     objects::Referenced,
     pod::{dns, resources::Amounts},
     pods::{API, FILE, Pods},
@@ -99,11 +99,13 @@ pub async fn run(flags: Flags) -> Result<(), RunError> {
     let addresses = if flags.node_ip.is_empty() { default_addresses().await } else { flags.node_ip.clone() };
     let (kubelet, pods_slot) =
         build(&config, client.clone(), runtime, metrics, cgroups, &hostname, root, &addresses)?;
+    kubelet.record_of_node(&node::events::starting());
     let mut limit = crate::admission::pods_limit(&kubelet);
     if !config.enforce_node_allocatable.iter().any(|what| what == "pods") {
         limit.memory = 0;
     }
     kubelet.cgroups.prepare(limit).map_err(RunError::Cgroups)?;
+    kubelet.record_of_node(&node::events::allocatable_enforced());
 
     let runtime_events = Arc::new(RuntimeEvents::new(kubelet.runtime.clone(), kubelet.metrics.clone()));
     let mut sources = Vec::new();

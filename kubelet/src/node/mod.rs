@@ -1,6 +1,7 @@
 //! This machine as a Node: registers it, tells its status, renews its Lease, and hands its pod CIDR to the runtime.
 
 pub mod capacity;
+pub mod events;
 pub mod status;
 
 use std::{
@@ -36,6 +37,8 @@ use crate::{
 };
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// Volumes are attached to this node by the attach-detach controller, and never by the kubelet.
+const CONTROLLER_ATTACHES: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 /// Upstream reports the fifty largest.
 const MAX_IMAGES: usize = 50;
 const RETRY: Duration = Duration::from_millis(200);
@@ -54,6 +57,13 @@ pub struct NodeReporter {
     pub register: bool,
     /// The runtime's condition changed.
     pub changed: Notify,
+}
+
+/// What the last report was about.
+#[derive(Default)]
+struct Reported {
+    at: Option<std::time::Instant>,
+    unschedulable: bool,
 }
 
 impl NodeReporter {
@@ -150,62 +160,46 @@ impl NodeReporter {
         let name = &self.kubelet.node_name;
         let mut labels = status::labels(&self.hostname);
         labels.extend(self.labels.clone());
+        let annotations = BTreeMap::from([(CONTROLLER_ATTACHES.to_owned(), "true".to_owned())]);
         let taints = &self.kubelet.config.register_with_taints;
+        let status = self.status(info, None).await;
+        let first = events::of_status(name, None, &status);
         let node = Node {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
                 labels: Some(labels.clone()),
+                annotations: Some(annotations.clone()),
                 ..ObjectMeta::default()
             },
             spec: Some(NodeSpec {
                 taints: (!taints.is_empty()).then(|| taints.clone()),
                 ..NodeSpec::default()
             }),
-            status: Some(self.status(info, None).await),
+            status: Some(status),
         };
         match nodes.create(&PostParams::default(), &node).await {
-            Ok(_) => {
-                tracing::info!(node = name, "registered");
-                Ok(())
-            }
+            Ok(_) => tracing::info!(node = name, "registered"),
             Err(kube::Error::Api(error)) if error.code == 409 => {
                 // Known from before: only our labels may have changed.
-                let patch = serde_json::json!({"metadata": {"labels": labels}});
-                nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
+                let patch = serde_json::json!({"metadata": {"labels": labels, "annotations": annotations}});
+                nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
         }
+        first.iter().for_each(|told| self.tell(told));
+        Ok(())
     }
 
     async fn report(&self, nodes: &Api<Node>, info: &NodeSystemInfo, cancel: &CancellationToken) {
-        let config = &self.kubelet.config;
-        let (mut known, mut reported): (Option<NodeStatus>, Option<std::time::Instant>) = (None, None);
+        let mut reported = Reported::default();
         loop {
-            if known.is_none() {
-                known =
-                    nodes.get_opt(&self.kubelet.node_name).await.ok().flatten().and_then(|node| node.status);
-            }
-            let new = self.status(info, known.as_ref()).await;
-            let due = reported.is_none_or(|at| at.elapsed() >= config.node_status_report_frequency);
-            let mut pause = config.node_status_update_frequency;
-            if due || known.as_ref().is_none_or(|known| status::differs(known, &new)) {
-                match self.patch(nodes, &new, known.as_ref()).await {
-                    Ok(()) => {
-                        known = Some(new);
-                        reported = Some(std::time::Instant::now());
-                    }
-                    Err(kube::Error::Api(error)) if error.code == 404 && self.register => {
-                        // Somebody deleted the node: it is still here.
-                        self.register(nodes, info).await;
-                        known = None;
-                        continue;
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "reporting the node's status");
-                        pause = Duration::from_secs(1);
-                    }
+            let pause = match self.report_once(nodes, info, &mut reported).await {
+                Ok(()) => self.kubelet.config.node_status_update_frequency,
+                Err(error) => {
+                    tracing::warn!(%error, "reporting the node's status");
+                    Duration::from_secs(1)
                 }
-            }
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.changed.notified() => {}
@@ -214,21 +208,56 @@ impl NodeReporter {
         }
     }
 
+    /// Compares with what the API server has, since others write there too: the node lifecycle controller does when it
+    /// has not heard from this kubelet.
+    async fn report_once(
+        &self,
+        nodes: &Api<Node>,
+        info: &NodeSystemInfo,
+        reported: &mut Reported,
+    ) -> Result<(), kube::Error> {
+        let name = &self.kubelet.node_name;
+        let node = match nodes.get(name).await {
+            Err(kube::Error::Api(error)) if error.code == 404 && self.register => {
+                // Somebody deleted the node: it is still here.
+                self.register(nodes, info).await;
+                nodes.get(name).await?
+            }
+            other => other?,
+        };
+        let unschedulable = node.spec.is_some_and(|spec| spec.unschedulable == Some(true));
+        if std::mem::replace(&mut reported.unschedulable, unschedulable) != unschedulable {
+            self.tell(&events::of_schedulable(name, unschedulable));
+        }
+        let known = node.status.unwrap_or_default();
+        let new = self.status(info, Some(&known)).await;
+        let frequency = self.kubelet.config.node_status_report_frequency;
+        let due = reported.at.is_none_or(|at| at.elapsed() >= frequency);
+        if due || status::differs(&known, &new) {
+            self.patch(nodes, &new, &known).await?;
+            reported.at = Some(std::time::Instant::now());
+            events::of_status(name, Some(&known), &new).iter().for_each(|told| self.tell(told));
+        }
+        Ok(())
+    }
+
+    fn tell(&self, told: &events::Told) {
+        self.kubelet.record_of_node(told);
+    }
+
     async fn patch(
         &self,
         nodes: &Api<Node>,
         new: &NodeStatus,
-        known: Option<&NodeStatus>,
+        known: &NodeStatus,
     ) -> Result<(), kube::Error> {
         let mut value = serde_json::to_value(new).unwrap_or_default();
         // Addresses merge by type upstream, which loses one of two of the same type: they are replaced as a whole.
-        if known.is_some_and(|known| known.addresses != new.addresses)
+        if known.addresses != new.addresses
             && let Some(addresses) = value.get_mut("addresses").and_then(serde_json::Value::as_array_mut)
         {
             addresses.push(serde_json::json!({"$patch": "replace"}));
-        } else if known.is_some()
-            && let Some(map) = value.as_object_mut()
-        {
+        } else if let Some(map) = value.as_object_mut() {
             map.remove("addresses");
         }
         let patch = serde_json::json!({"status": value});

@@ -146,16 +146,29 @@ fn conditions(measured: &Measured, before: Option<&[NodeCondition]>, now: Timest
         .collect()
 }
 
-/// Whether two statuses differ in more than heartbeats.
-pub fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
-    let still = |status: &NodeStatus| {
-        let mut status = status.clone();
-        for condition in status.conditions.iter_mut().flatten() {
-            condition.last_heartbeat_time = None;
-        }
-        status
+/// Whether what this kubelet says of the node differs from what is known, in more than heartbeats.
+///
+/// Others have conditions and resources of their own in a node's status.
+pub fn differs(known: &NodeStatus, new: &NodeStatus) -> bool {
+    let conditions = |status: &NodeStatus| -> Vec<NodeCondition> {
+        let ours = new.conditions.iter().flatten().filter_map(|ours| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|condition| condition.type_ == ours.type_).cloned()
+        });
+        ours.map(|condition| NodeCondition { last_heartbeat_time: None, ..condition }).collect()
     };
-    still(a) != still(b)
+    let lacks = |known: &Option<BTreeMap<String, Quantity>>, new: &Option<BTreeMap<String, Quantity>>| {
+        let known = |name: &String| known.as_ref().and_then(|known| known.get(name));
+        new.iter().flatten().any(|(name, amount)| known(name) != Some(amount))
+    };
+    conditions(known) != conditions(new)
+        || lacks(&known.capacity, &new.capacity)
+        || lacks(&known.allocatable, &new.allocatable)
+        || known.addresses != new.addresses
+        || known.daemon_endpoints != new.daemon_endpoints
+        || known.images != new.images
+        || known.node_info != new.node_info
+        || known.declared_features != new.declared_features
 }
 
 #[cfg(test)]
@@ -199,5 +212,50 @@ mod tests {
         check(&down, "Ready", "False", 3);
         check(&down, "DiskPressure", "True", 1);
         assert_eq!(first.allocatable.unwrap()["cpu"], Quantity("1500m".into()));
+    }
+
+    #[test]
+    fn what_others_write_is_no_difference() {
+        let now = Timestamp::from_second(1).unwrap();
+        let ours = status(&measured(Ok(())), None, now);
+        let check = |change: &dyn Fn(&mut NodeStatus), expected: bool, what: &str| {
+            let mut known = ours.clone();
+            change(&mut known);
+            assert_eq!(differs(&known, &ours), expected, "{what}");
+        };
+        let condition = |kind: &str, status: &str| NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            ..NodeCondition::default()
+        };
+        check(&|_| {}, false, "nothing");
+        check(
+            &|known| known.conditions.as_mut().unwrap().insert(0, condition("NetworkUnavailable", "False")),
+            false,
+            "a condition of another",
+        );
+        check(
+            &|known| {
+                known.capacity.as_mut().unwrap().insert("example.com/a".to_owned(), Quantity("1".to_owned()));
+            },
+            false,
+            "a resource of another",
+        );
+        check(&|known| known.volumes_attached = Some(Vec::new()), false, "the attach-detach controller's");
+        check(
+            &|known| known.conditions.as_mut().unwrap()[3] = condition("Ready", "Unknown"),
+            true,
+            "the node lifecycle controller's verdict",
+        );
+        check(&|known| known.conditions = None, true, "conditions lost");
+        check(
+            &|known| {
+                known.capacity.as_mut().unwrap().insert("cpu".to_owned(), Quantity("3".to_owned()));
+            },
+            true,
+            "another amount of ours",
+        );
+        check(&|known| known.images = None, true, "images lost");
+        check(&|known| known.addresses.as_mut().unwrap().truncate(1), true, "an address lost");
     }
 }

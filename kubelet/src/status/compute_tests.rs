@@ -1,3 +1,5 @@
+//! Statuses of whole pods, from their specs and what the runtime reports.
+
 use std::collections::HashMap;
 
 use super::*;

@@ -286,6 +286,72 @@ mod tests {
         task.await.unwrap();
     }
 
+    /// A runtime that says all of this at once when stdin has ended, each on its stream.
+    async fn speaking_runtime(
+        mut connection: tokio::io::DuplexStream,
+        words: Vec<(&'static str, &'static str)>,
+    ) {
+        let (mut reader, mut writer) = (Reader::default(), Writer::default());
+        let mut ids = std::collections::HashMap::new();
+        loop {
+            match reader.read(&mut connection).await.unwrap() {
+                Some(Frame::SynStream { id, headers, .. }) => {
+                    ids.insert(headers[0].1.clone(), id);
+                    connection.write_all(&writer.syn_reply(id, &[])).await.unwrap();
+                }
+                Some(Frame::Data { fin, .. }) => {
+                    assert!(fin, "nothing was sent to stdin");
+                    let mut said = Vec::new();
+                    for (stream, word) in &words {
+                        said.extend_from_slice(&Writer::data(ids[*stream], word.len(), false));
+                        said.extend_from_slice(word.as_bytes());
+                    }
+                    for stream in ["stdout", "stderr", "error"] {
+                        said.extend_from_slice(&Writer::data(ids[stream], 0, true));
+                    }
+                    connection.write_all(&said).await.unwrap();
+                }
+                Some(other) => panic!("{other:?}"),
+                None => return,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_hears_a_command_in_the_order_of_its_words_and_the_verdict_last() {
+        let check = async |words: &[(&'static str, &'static str)], expected: &[&[u8]]| {
+            let (near, far) = tokio::io::duplex(4096);
+            let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+            let server = crate::websocket::serve(far).await;
+            let (left, right) = tokio::io::duplex(4096);
+            tokio::spawn(speaking_runtime(right, words.to_vec()));
+            let streams = Streams { stdin: true, stdout: true, stderr: true, tty: false };
+            let task = tokio::spawn(translate(server, left, streams, StdinEnd::OfInput, V5));
+            let first = client.next().await.unwrap().unwrap();
+            assert_eq!(first, Message::binary(vec![STDOUT]), "the streams are there");
+            client.send(Message::binary(&[CLOSE, STDIN][..])).await.unwrap();
+            let mut got = Vec::new();
+            while let Some(Ok(Message::Binary(bytes))) = client.next().await {
+                got.push(bytes);
+            }
+            assert_eq!(got, expected, "{words:?}");
+            drop(client);
+            task.await.unwrap();
+        };
+        // What tar says of a file that is not there: clients such as kubectl cp end at the end of the archive.
+        check(
+            &[("stderr", "no such file"), ("stdout", "end of archive"), ("error", "exit code 1")],
+            &[b"\x02no such file", b"\x01end of archive", b"\x03exit code 1"],
+        )
+        .await;
+        check(
+            &[("stdout", "one"), ("stderr", "two"), ("stdout", "three"), ("error", "OK")],
+            &[b"\x01one", b"\x02two", b"\x01three", b"\x03OK"],
+        )
+        .await;
+        check(&[("error", "exit code 1"), ("stdout", "late")], &[b"\x01late", b"\x03exit code 1"]).await;
+    }
+
     /// As containerd's attach without stdinOnce: the client is detached at the end of its stdin.
     async fn detaching_runtime(mut connection: tokio::io::DuplexStream, thinks: Duration) {
         let (mut reader, mut writer) = (Reader::default(), Writer::default());
