@@ -274,6 +274,35 @@ fn an_image_that_is_not_there_is_told() {
 }
 
 #[test]
+fn a_container_that_cannot_be_made_is_tried_again_after_a_while_or_once_that_changes() {
+    let kubectl = Kubectl::shared("retry");
+    let mut never = pod("never", "true");
+    never["spec"]["containers"][0]["image"] = json!("localhost/absent:none");
+    never["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+    kubectl.apply(&never.to_string());
+    let mut lacks = pod("lacks", "sleep 3600");
+    lacks["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "late"}}]);
+    kubectl.apply(&lacks.to_string());
+    for (name, reason) in [("never", "ErrImageNeverPull"), ("lacks", "Failed")] {
+        let selector = format!("involvedObject.name={name},reason={reason}");
+        let (first, last) = until(&format!("{name} is tried again"), LONG, || {
+            let list = kubectl.object(&["events", "--field-selector", &selector])?;
+            let event = &list["items"][0];
+            let at =
+                |field: &str| event[field].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+            match (event["count"].as_i64(), at("firstTimestamp"), at("lastTimestamp")) {
+                (Some(2..), Some(first), Some(last)) => Ok((first, last)),
+                _ => Err(list.to_string()),
+            }
+        });
+        // Upstream's ten seconds; events' times are whole seconds.
+        assert!(last.duration_since(first).as_secs() >= 9, "{name}: tried at {first} and again by {last}");
+    }
+    kubectl.run(&["create", "configmap", "late", "--from-literal=a=1"]);
+    ready(&kubectl, "lacks");
+}
+
+#[test]
 fn limits_hold() {
     let kubectl = Kubectl::shared("limits");
     let mut object = pod("hungry", "exec tail /dev/zero");

@@ -95,6 +95,14 @@ impl Pods {
         }
     }
 
+    /// What a pod refers to has changed: what failed is tried again at once.
+    pub fn retry(&self, uid: &str) {
+        if let Some(entry) = self.table.lock().entries.get(uid) {
+            entry.handle.anew.store(true, std::sync::atomic::Ordering::Release);
+            entry.handle.wake.notify_one();
+        }
+    }
+
     /// A pod that its source wants, new or changed.
     pub fn update(self: &Arc<Self>, source: Source, pod: Arc<Pod>) {
         let metadata = &pod.metadata;

@@ -244,7 +244,7 @@ fn build(
     });
     let wake: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(move |uid: &str| {
         if let Some(pods) = slot.get() {
-            pods.wake(uid);
+            pods.retry(uid);
         }
     });
     let events = Events::new(client.as_ref(), hostname);

@@ -186,7 +186,7 @@ impl NodeReporter {
             }
             Err(error) => return Err(error),
         }
-        first.iter().for_each(|told| self.tell(told));
+        first.iter().for_each(|told| self.kubelet.record_of_node(told));
         Ok(())
     }
 
@@ -227,22 +227,19 @@ impl NodeReporter {
         };
         let unschedulable = node.spec.is_some_and(|spec| spec.unschedulable == Some(true));
         if std::mem::replace(&mut reported.unschedulable, unschedulable) != unschedulable {
-            self.tell(&events::of_schedulable(name, unschedulable));
+            self.kubelet.record_of_node(&events::of_schedulable(name, unschedulable));
         }
         let known = node.status.unwrap_or_default();
+        let tell = |told: &events::Told| self.kubelet.record_of_node(told);
         let new = self.status(info, Some(&known)).await;
         let frequency = self.kubelet.config.node_status_report_frequency;
         let due = reported.at.is_none_or(|at| at.elapsed() >= frequency);
         if due || status::differs(&known, &new) {
             self.patch(nodes, &new, &known).await?;
             reported.at = Some(std::time::Instant::now());
-            events::of_status(name, Some(&known), &new).iter().for_each(|told| self.tell(told));
+            events::of_status(name, Some(&known), &new).iter().for_each(tell);
         }
         Ok(())
-    }
-
-    fn tell(&self, told: &events::Told) {
-        self.kubelet.record_of_node(told);
     }
 
     async fn patch(

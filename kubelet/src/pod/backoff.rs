@@ -1,8 +1,13 @@
-//! Exponential back-off of restarts and image pulls, as upstream's `flowcontrol.Backoff`.
+//! Exponential back-off of restarts and image pulls, as upstream's `flowcontrol.Backoff`; and what else has failed and
+//! is not to be tried again before its time.
 //!
 //! Pure: the caller says what time it is.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 
@@ -80,6 +85,34 @@ impl Backoff {
     }
 }
 
+/// Work that failed and when it may be tried again, whatever wakes its worker until then.
+#[derive(Debug, Clone)]
+pub struct Postponed<K>(HashMap<K, Instant>);
+
+impl<K> Default for Postponed<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Postponed<K> {
+    /// The work is not to be tried again before `until`.
+    pub fn put(&mut self, work: K, until: Instant) {
+        self.0.insert(work, until);
+    }
+
+    /// How much longer it has to wait, if it has to.
+    pub fn left(&self, work: &K, now: Instant) -> Option<Duration> {
+        let left = self.0.get(work)?.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// What made it fail may be over: everything may be tried at once.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
 fn elapsed(from: Timestamp, to: Timestamp) -> Duration {
     Duration::try_from(to.duration_since(from)).unwrap_or_default()
 }
@@ -120,6 +153,28 @@ mod tests {
         assert_eq!(backoff.remaining("c", at(later), at(later)), None, "ten quiet minutes are forgiven");
         backoff.next("c", at(later), at(later));
         assert_eq!(backoff.pause("c"), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn what_failed_waits_for_its_time_or_for_a_change() {
+        let start = Instant::now();
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut postponed = Postponed::default();
+        postponed.put("a", after(10));
+        postponed.put("b", after(1));
+        postponed.put("b", after(20));
+        let check = |postponed: &Postponed<&str>, work: &str, at: u64, expected: Option<u64>| {
+            let left = postponed.left(&work, after(at));
+            assert_eq!(left, expected.map(Duration::from_secs), "{work} at {at}");
+        };
+        check(&postponed, "a", 0, Some(10));
+        check(&postponed, "a", 9, Some(1));
+        check(&postponed, "a", 10, None);
+        check(&postponed, "a", 11, None);
+        check(&postponed, "b", 2, Some(18));
+        check(&postponed, "c", 0, None);
+        postponed.clear();
+        check(&postponed, "b", 2, None);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! One task per pod: observe → status → plan → act, until the pod is gone.
 //!
-//! It is woken by changes of the spec, of the runtime, of probes and of referenced objects, and by its own timer. All
-//! it remembers can be lost: a new worker finds the pod's containers by their labels and carries on.
+//! It is woken by changes of the spec, of the runtime, of probes and of referenced objects, and by its own timer. What
+//! failed is tried again after a pause as upstream's pod workers do, or once the spec or a referenced object changes: a
+//! pod's own status comes back as a change, too, and says nothing new. All it remembers can be lost: a new worker finds
+//! the pod's containers by their labels and carries on.
 
 pub mod ending;
 mod reporting;
@@ -11,7 +13,10 @@ mod timing;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +25,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Desired, End,
-    backoff::{self, Backoff},
+    backoff::{self, Backoff, Postponed},
     describe, kill,
     plan::{self, Plan},
     reference,
@@ -37,16 +42,26 @@ use crate::{
     volumes::Mounted,
 };
 
-/// After an error of the runtime.
+/// After what is soon over.
 const RETRY: Duration = Duration::from_secs(1);
-/// After so many in a row that the pauses have doubled up to this.
-const RETRY_MAX: Duration = Duration::from_secs(10);
+/// After an error; up to half as much more, so that not everything that failed at once is tried at once.
+const RETRY_FAILED: Duration = Duration::from_secs(10);
 
 /// What to do after a step.
 enum Next {
     Again,
     Wait(Duration),
     Finished,
+}
+
+/// What can fail and be tried again by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Work {
+    /// The pod as a whole: its sandbox, its cgroup, what is to stop.
+    Sync,
+    Volumes,
+    /// Creating the container of that name.
+    Container(String),
 }
 
 /// Where the pod is in its life; it only moves forward.
@@ -65,6 +80,9 @@ pub struct Worker {
     uid: String,
     desired: watch::Receiver<Desired>,
     wake: Arc<Notify>,
+    anew: Arc<AtomicBool>,
+    /// The pod as it was when it was last looked at.
+    wanted: Option<Arc<Pod>>,
     life: Life,
     waiting: HashMap<String, Waiting>,
     restarts: Backoff,
@@ -84,8 +102,7 @@ pub struct Worker {
     resize_pending: Option<Waiting>,
     mounted: Mounted,
     volume_failures: u32,
-    /// Failures of the runtime in a row.
-    failures: u32,
+    postponed: Postponed<Work>,
     seen: Instant,
     running_reported: bool,
 }
@@ -94,6 +111,8 @@ pub struct Worker {
 pub struct Handle {
     pub desired: watch::Sender<Desired>,
     pub wake: Arc<Notify>,
+    /// Set before it is woken: what has failed may work now, and is tried at once.
+    pub anew: Arc<AtomicBool>,
     /// Why, and how fast, the pod is to end before its time.
     pub evict: watch::Sender<Option<End>>,
     /// The status as last computed.
@@ -121,11 +140,14 @@ impl Worker {
         let (evict, evicted) = watch::channel(None);
         let (latest, latest_receiver) = watch::channel(status.clone());
         let wake = Arc::new(Notify::new());
+        let anew = Arc::new(AtomicBool::new(false));
         let over = compute::is_terminal(&status);
         let worker = Self {
             uid,
             desired: receiver,
             wake: wake.clone(),
+            anew: anew.clone(),
+            wanted: None,
             life: if over { Life::Ending } else { Life::Running },
             waiting: HashMap::new(),
             restarts: Backoff::new(backoff::RESTARTS),
@@ -142,12 +164,12 @@ impl Worker {
             resize_pending: None,
             mounted: Mounted::default(),
             volume_failures: 0,
-            failures: 0,
+            postponed: Postponed::default(),
             seen: Instant::now(),
             running_reported: false,
             kubelet,
         };
-        (worker, Handle { desired, wake, evict, status: latest_receiver })
+        (worker, Handle { desired, wake, anew, evict, status: latest_receiver })
     }
 
     /// Runs until the pod is gone from this node.
@@ -179,6 +201,10 @@ impl Worker {
         }
         let pod = desired.pod.clone();
         let Some(spec) = pod.spec.clone() else { return Next::Finished };
+        let changed = self.wanted.replace(pod.clone()).is_some_and(|before| asks_for_more(&before, &pod));
+        if self.anew.swap(false, Ordering::AcqRel) || changed {
+            self.postponed.clear();
+        }
         let observed = match self.kubelet.runtime.observe(&self.uid).await {
             Ok(observed) => observed,
             Err(error) => {
@@ -227,6 +253,9 @@ impl Worker {
         if compute::is_terminal(&self.status) {
             self.life = Life::Ending;
             return Next::Again;
+        }
+        if let Some(left) = self.postponed.left(&Work::Sync, Instant::now()) {
+            return Next::Wait(self.until_deadline(spec).map_or(left, |deadline| deadline.min(left)));
         }
         if plan.kill_pod {
             let killing = kill::pod(&kubelet, pod, observed, desired.grace());
@@ -280,7 +309,6 @@ impl Worker {
         if self.start_containers(desired, spec, observed, &plan).await {
             return Next::Again;
         }
-        self.failures = 0;
         self.remove_old(observed).await;
         self.publish(desired, observed, false);
         Next::Wait(self.pause(spec, observed))
@@ -288,9 +316,14 @@ impl Worker {
 
     fn sync_failed(&mut self, pod: &Pod, reason: &str, message: &str) -> Next {
         self.kubelet.events.record(&reference(pod, None), Type::Warning, reason, message);
-        let pause = RETRY * 2_u32.pow(self.failures.min(4));
-        self.failures = self.failures.saturating_add(1);
-        Next::Wait(pause.min(RETRY_MAX))
+        Next::Wait(self.postpone(Work::Sync))
+    }
+
+    /// Has what failed wait; for how long.
+    fn postpone(&mut self, work: Work) -> Duration {
+        let pause = RETRY_FAILED.mul_f64(rand::random_range(1.0..1.5));
+        self.postponed.put(work, Instant::now() + pause);
+        pause
     }
 
     /// Seconds that containers get to end in.
@@ -306,6 +339,16 @@ impl Worker {
         }
         self.waiting.retain(|name, _| !observed.container(name).is_some_and(|container| container.running()));
     }
+}
+
+/// Whether a pod's source wants something else than before; its status is this kubelet's own word.
+fn asks_for_more(before: &Arc<Pod>, now: &Arc<Pod>) -> bool {
+    let (old, new) = (&before.metadata, &now.metadata);
+    !Arc::ptr_eq(before, now)
+        && (before.spec != now.spec
+            || old.labels != new.labels
+            || old.annotations != new.annotations
+            || old.deletion_timestamp != new.deletion_timestamp)
 }
 
 /// A probe may say how long its container gets; the pod's own period is the default.
@@ -345,5 +388,33 @@ async fn shortened(changes: &mut watch::Receiver<Desired>, grace: i64) {
     let sooner = changes.wait_for(|desired| desired.grace() < grace).await.is_ok();
     if !sooner {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_pods_own_status_asks_for_nothing() {
+        let before = json!({
+            "metadata": {"name": "p", "resourceVersion": "1", "labels": {"a": "1"}},
+            "spec": {"containers": [{"name": "c", "image": "i:1"}]},
+            "status": {"phase": "Pending"},
+        });
+        let pod = |value: &Value| Arc::new(serde_json::from_value::<Pod>(value.clone()).unwrap());
+        let check = |pointer: &str, value: Value, expected: bool| {
+            let mut now = before.clone();
+            *now.pointer_mut(pointer).unwrap() = value;
+            assert_eq!(asks_for_more(&pod(&before), &pod(&now)), expected, "{pointer}");
+        };
+        check("/status", json!({"phase": "Running", "podIP": "10.0.0.1"}), false);
+        check("/metadata/resourceVersion", json!("2"), false);
+        check("/metadata/labels", json!({"a": "2"}), true);
+        check("/metadata", json!({"name": "p", "labels": {"a": "1"}, "annotations": {"b": "1"}}), true);
+        check("/metadata", json!({"labels": {"a": "1"}, "deletionTimestamp": "2026-01-01T00:00:00Z"}), true);
+        check("/spec/containers/0/image", json!("i:2"), true);
     }
 }

@@ -1,14 +1,18 @@
 //! Making what a pod runs in and starting its containers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Secret};
 use kube::Api;
 
-use super::{Next, RETRY, Worker};
+use super::{Next, RETRY, Work, Worker};
 use crate::{
     events::Type,
+    images::BACK_OFF,
     pod::{
         Desired,
         backoff::{self, Backoff},
@@ -42,6 +46,9 @@ impl Worker {
     }
 
     pub(super) async fn mount_volumes(&mut self, pod: &Pod) -> Result<(), Next> {
+        if let Some(left) = self.postponed.left(&Work::Volumes, Instant::now()) {
+            return Err(Next::Wait(left));
+        }
         let kubelet = self.kubelet.clone();
         match kubelet.volumes.mount(pod).await {
             Ok(mounted) => {
@@ -57,8 +64,10 @@ impl Worker {
                     &error.to_string(),
                 );
                 let pause = VOLUME_RETRY * 2_u32.saturating_pow(self.volume_failures.min(10));
+                let pause = pause.min(VOLUME_RETRY_MAX);
                 self.volume_failures += 1;
-                Err(Next::Wait(pause.min(VOLUME_RETRY_MAX)))
+                self.postponed.put(Work::Volumes, Instant::now() + pause);
+                Err(Next::Wait(pause))
             }
         }
     }
@@ -134,7 +143,10 @@ impl Worker {
         let mut any = false;
         for &slot in &plan.start {
             let Some(container) = plan::container_of(spec, slot) else { continue };
-            if self.in_backoff(&pod, slot, &container, observed) {
+            let work = Work::Container(container.name.clone());
+            if self.postponed.left(&work, Instant::now()).is_some()
+                || self.in_backoff(&pod, slot, &container, observed)
+            {
                 continue;
             }
             let restart_count = observed
@@ -155,6 +167,9 @@ impl Worker {
                 }
                 Err(waiting) => {
                     tracing::info!(pod = describe(&pod), container = container.name, ?waiting, "not started");
+                    if !has_backoff(&waiting.reason) {
+                        self.postpone(work);
+                    }
                     self.waiting.insert(container.name.clone(), waiting);
                 }
             }
@@ -210,6 +225,12 @@ impl Worker {
         }
         secrets
     }
+}
+
+/// Whether a reason not to have started comes with a back-off of its own: of the image's pulls, or of the container's
+/// restarts where the runtime has one that ended.
+fn has_backoff(reason: &str) -> bool {
+    matches!(reason, "ErrImagePull" | BACK_OFF | "RunContainerError" | "PostStartHookError")
 }
 
 /// A container with another image is another one: it does not wait for what the old one did.

@@ -1,11 +1,11 @@
 //! When a pod is looked at again though nothing happened: deadlines, back-offs, tokens, expected ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodSpec;
 
-use super::{RETRY, Worker};
+use super::{RETRY, RETRY_FAILED, Work, Worker};
 use crate::{
     pod::{End, plan},
     runtime::observe::{ObservedPod, State},
@@ -50,8 +50,9 @@ impl Worker {
             .filter(|container| self.waiting.contains_key(&container.name))
             .map(|container| {
                 let image = container.image.as_deref().unwrap_or_default();
-                let last = self.pulls.last(image).and_then(|(at, _)| self.pulls.remaining(image, at, now));
-                last.unwrap_or(Duration::from_secs(10))
+                let pull = self.pulls.last(image).and_then(|(at, _)| self.pulls.remaining(image, at, now));
+                let postponed = self.postponed.left(&Work::Container(container.name.clone()), Instant::now());
+                postponed.or(pull).unwrap_or(RETRY_FAILED)
             });
         let renew =
             self.mounted.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
