@@ -348,10 +348,14 @@ pub fn history(
         true
     })?;
     if previous {
-        let view = store.view();
-        for change in &mut changes {
-            let kv = &change.record.kv;
-            change.previous = view.at(&kv.key, kv.mod_revision - 1)?;
+        let before: Vec<_> = {
+            let view = store.view();
+            let kvs = changes.iter().map(|change| &change.record.kv);
+            kvs.map(|kv| view.find(&kv.key, kv.mod_revision - 1)).collect()
+        };
+        for (change, before) in changes.iter_mut().zip(before) {
+            // One that is compacted meanwhile counts as compacted before.
+            change.previous = before.map_or(Ok(None), |at| store.values.get(at)).map_err(MvccError::from)?;
         }
     }
     // A compaction at a later revision may have removed some of this before it was read.

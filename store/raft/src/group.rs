@@ -157,6 +157,9 @@ pub struct Group<R> {
     /// Messages that waited and may go with the next output.
     released: Vec<Message>,
     changes: Changes,
+    /// The write of a snapshot, until it is durable. raft-rs knows the log behind it, and takes what it has for applied only
+    /// then: an election in between would make it look at entries that are no longer there, and panic.
+    restoring: Option<u64>,
     leader: u64,
     /// Whether this member leads and has committed an entry of its term; before that it answers no read.
     serving: bool,
@@ -201,6 +204,7 @@ impl<R> Group<R> {
             leader: 0,
             serving: false,
             joining: config.joining,
+            restoring: None,
         };
         group.settle();
         Ok(group)
@@ -223,6 +227,9 @@ impl<R> Group<R> {
 
     /// Counts one tick; returns the readers that waited too long.
     pub fn tick(&mut self) -> Vec<R> {
+        if self.restoring.is_some() {
+            self.node.raft.election_elapsed = 0;
+        }
         self.node.tick();
         self.settle();
         self.reads.tick()
@@ -247,6 +254,7 @@ impl<R> Group<R> {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.is_joining() => {
                 return Ok(());
             }
+            MessageType::MsgTimeoutNow if self.restoring.is_some() => return Ok(()),
             // One that follows would hand it on, which raft-rs panics about: whoever asked has not heard of the new leader.
             MessageType::MsgTransferLeader if self.node.raft.state != StateRole::Leader => return Ok(()),
             // The leader alone proposes changes of the configuration.
@@ -414,6 +422,7 @@ impl<R> Group<R> {
     /// Everything up to output `number` is durable.
     pub fn persisted(&mut self, number: u64) {
         self.node.on_persist_ready(number);
+        self.restoring.take_if(|write| *write <= number);
         if self.changes.persisted(number) && self.node.raft.state == StateRole::Leader {
             // The others have not been told.
             self.node.raft.bcast_append();
@@ -433,9 +442,18 @@ impl<R> Group<R> {
         self.settle();
     }
 
-    /// Forgets applied entries beyond `keep` bytes: what a slow follower may still be sent.
-    pub fn shrink_log(&mut self, keep: usize) {
-        self.node.mut_store().shrink(keep);
+    /// Forgets applied entries beyond `keep` bytes: what a slow follower may still be sent. A leader keeps up to `most` for
+    /// members that it hears from and that lack them, or one that gets a snapshot would need the next one by the time it
+    /// has it.
+    pub fn shrink_log(&mut self, keep: usize, most: usize) {
+        let raft = &self.node.raft;
+        let lacking = (raft.state == StateRole::Leader && self.log_bytes() > keep)
+            .then(|| {
+                let others = raft.prs().iter().filter(|(id, other)| **id != raft.id && other.recent_active);
+                others.map(|(_, other)| other.matched).min()
+            })
+            .flatten();
+        self.node.mut_store().shrink(keep, lacking.unwrap_or(u64::MAX), most);
     }
 
     /// The next piece of work, until there is none.
@@ -461,6 +479,7 @@ impl<R> Group<R> {
         };
         if write.snapshot.is_some() {
             self.changes.restore();
+            self.restoring = Some(write.number);
         }
         self.changes.append(&write.entries);
         if let Some(hard_state) = &write.hard_state {

@@ -75,10 +75,11 @@ impl Log {
         }
     }
 
-    /// Drops applied entries from the front until at most `keep` bytes are left.
-    pub(crate) fn shrink(&mut self, keep: usize) {
+    /// Drops applied entries from the front until at most `keep` bytes are left, or `most` of those behind `lacking`.
+    pub(crate) fn shrink(&mut self, keep: usize, lacking: u64, most: usize) {
         while self.bytes > keep {
             match self.entries.front() {
+                Some(entry) if entry.index > lacking && self.bytes <= most => break,
                 Some(entry) if entry.index <= self.applied.0 => {}
                 _ => break,
             }
@@ -189,7 +190,11 @@ mod tests {
     fn shrink_keeps_what_is_not_applied() {
         let mut log = log(&[(1, 1), (2, 1), (3, 2), (4, 2)]);
         log.set_applied(3);
-        log.shrink(0);
+        log.shrink(0, 2, usize::MAX);
+        assert_eq!(log.first(), 3);
+        log.shrink(0, 0, usize::MAX);
+        assert_eq!(log.first(), 3);
+        log.shrink(0, 0, 0);
         assert_eq!((log.first(), log.last()), (4, 4));
         assert_eq!(log.term_of(3).unwrap(), 2);
         assert!(log.term_of(2).is_err());

@@ -81,11 +81,9 @@ impl Kv for Server {
                 self.read_barrier().await?;
             }
             self.check_intact()?;
-            let read = || {
-                let view = self.state.store.view();
-                Ok((view.revision(), view.txn(&request)?))
-            };
-            long(read).map_err(|error| self.read_failed(error))?
+            let read = || self.state.store.txn(&request);
+            let (response, revision) = long(read).map_err(|error| self.read_failed(error))?;
+            (revision, response)
         } else {
             if check::puts(&request) {
                 self.check_space()?;

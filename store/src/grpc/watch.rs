@@ -501,7 +501,7 @@ fn previous(store: &Store, change: &Change) -> Result<Option<KeyValue>, MvccErro
     let kv = &change.record.kv;
     let found = match &change.previous {
         Some(previous) => Some(previous.clone()),
-        None if change.record.tombstone || kv.version > 1 => store.view().at(&kv.key, kv.mod_revision - 1)?,
+        None if change.record.tombstone || kv.version > 1 => store.at(&kv.key, kv.mod_revision - 1)?,
         None => None,
     };
     Ok(found.map(|record| record.kv.clone()))

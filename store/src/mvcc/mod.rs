@@ -109,9 +109,10 @@ impl Store {
     /// Puts another state in place of this one.
     pub fn replace(&self, loaded: Loaded, backend: Arc<dyn Backend>) {
         let mut index = self.index.write();
+        // First, or whoever reads history without the index would take what it no longer finds for what never was.
+        self.compacted.store(loaded.index.compacted, Ordering::Release);
         self.values.replace(backend, loaded.applied.0);
         self.revision.store(loaded.index.revision, Ordering::Release);
-        self.compacted.store(loaded.index.compacted, Ordering::Release);
         self.in_use.store(loaded.in_use, Ordering::Relaxed);
         *index = loaded.index;
     }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use keelson_proto::etcd::etcdserverpb::range_request::{SortOrder, SortTarget};
 use keelson_proto::etcd::etcdserverpb::{RangeRequest, RangeResponse};
 use keelson_proto::etcd::mvccpb::KeyValue;
+use parking_lot::RwLockReadGuard;
 
 use super::index::{Index, KeyRange};
 use super::record::{Record, Revision};
@@ -16,6 +17,8 @@ use super::{MvccError, Store};
 
 /// Keys for which a reader holds the index at a time.
 const STEP: usize = 4096;
+/// How often a compaction may overtake a reader before it keeps writers, and with them compactions, out.
+const ATTEMPTS: usize = 8;
 
 /// One state of the store.
 pub struct View<I> {
@@ -32,18 +35,9 @@ impl<I: Deref<Target = Index>> View<I> {
         self.index.revision
     }
 
-    /// A key as it was at `revision`; none if it was not there, or if that is compacted.
-    ///
-    /// # Errors
-    /// The tree's.
-    pub fn at(&self, key: &[u8], revision: i64) -> Result<Option<Arc<Record>>, MvccError> {
-        if revision < self.index.compacted {
-            return Ok(None);
-        }
-        match self.index.get(key, revision) {
-            Some(found) => Ok(self.values.get(found)?),
-            None => Ok(None),
-        }
+    /// Where a key is as it was at `revision`; none if it was not there, or if that is compacted.
+    pub fn find(&self, key: &[u8], revision: i64) -> Option<Revision> {
+        (revision >= self.index.compacted).then(|| self.index.get(key, revision)).flatten()
     }
 
     pub(super) fn index(&self) -> &Index {
@@ -98,45 +92,97 @@ pub(super) fn range(
 }
 
 impl Store {
+    /// A key as it was at `revision`; none if it was not there, or if that is compacted.
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn at(&self, key: &[u8], revision: i64) -> Result<Option<Arc<Record>>, MvccError> {
+        // Not read while the index is held.
+        let found = self.view().find(key, revision);
+        found.map_or(Ok(None), |at| Ok(self.values.get(at)?))
+    }
+
     /// Range at one revision, without holding up writers for long. Returns the answer and the store's revision.
     ///
     /// # Errors
     /// A revision that is compacted or in the future, and the tree's.
     pub fn range(&self, request: &RangeRequest) -> Result<(RangeResponse, i64), MvccError> {
-        match self.range_in_steps(request) {
-            // A compaction overtook it. Whoever asks for the newest state is never told so: here nothing overtakes.
-            Err(MvccError::Compacted) if request.revision <= 0 => {
-                let view = self.view();
-                Ok((view.range(request)?, view.revision()))
-            }
-            other => other,
-        }
+        self.at_newest(|past| past.range(request), |view| view.range(request))
     }
 
-    fn range_in_steps(&self, request: &RangeRequest) -> Result<(RangeResponse, i64), MvccError> {
+    /// Reads at the newest revision without keeping writers out. Whoever asks for the newest state is not told that it is
+    /// compacted: when that overtakes the reader, it begins again; in the end with a view, which nothing overtakes.
+    pub(super) fn at_newest<T>(
+        &self,
+        read: impl Fn(&Past<'_>) -> Result<T, MvccError>,
+        read_view: impl FnOnce(&View<RwLockReadGuard<'_, Index>>) -> Result<T, MvccError>,
+    ) -> Result<(T, i64), MvccError> {
+        for _ in 0..ATTEMPTS {
+            let newest = self.index.read().revision;
+            match read(&Past { store: self, newest }) {
+                Err(MvccError::Compacted) if self.compacted() > newest => {}
+                other => return other.map(|found| (found, newest)),
+            }
+        }
+        let view = self.view();
+        Ok((read_view(&view)?, view.revision()))
+    }
+}
+
+/// The store as it was at a revision, which is compacted at any time; then whatever is read fails with that.
+pub(super) struct Past<'s> {
+    store: &'s Store,
+    pub newest: i64,
+}
+
+impl Past<'_> {
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, MvccError> {
         let range = KeyRange::new(request.key.clone(), request.range_end.clone());
         let mut selection = Selection::new(request);
-        let mut fixed = None;
+        let revision = resolve(&self.store.index.read(), self.newest, request.revision)?;
+        self.walk(&range, revision, |at| selection.add(at))?;
+        selection.answer(&self.store.values, request)
+    }
+
+    /// The records of a range at the newest revision.
+    pub fn records(&self, range: &KeyRange) -> Result<Vec<Arc<Record>>, MvccError> {
+        let mut found = Vec::new();
+        self.walk(range, self.newest, |at| found.push(at))?;
+        found.into_iter().map(|at| self.store.values.get(at)?.ok_or(MvccError::Compacted)).collect()
+    }
+
+    pub fn check_revision(&self, requested: i64) -> Result<(), MvccError> {
+        check_revision(&self.store.index.read(), self.newest, requested)
+    }
+
+    fn walk(
+        &self,
+        range: &KeyRange,
+        revision: i64,
+        mut found: impl FnMut(Revision),
+    ) -> Result<(), MvccError> {
         let mut from = Bound::Included(Box::<[u8]>::from(range.start.as_ref()));
         loop {
-            let index = self.index.read();
-            let (revision, newest) = match fixed {
-                Some(fixed) => fixed,
-                None => (resolve(&index, index.revision, request.revision)?, index.revision),
-            };
-            fixed = Some((revision, newest));
+            let index = self.store.index.read();
             if revision < index.compacted {
                 return Err(MvccError::Compacted);
             }
             let bound = from.as_ref().map(Box::as_ref);
-            match index.walk(&range, bound, revision, STEP, |_, at| selection.add(at)) {
+            match index.walk(range, bound, revision, STEP, |_, at| found(at)) {
                 Some(next) => from = Bound::Excluded(next),
-                None => {
-                    drop(index);
-                    return Ok((selection.answer(&self.values, request)?, newest));
-                }
+                None => return Ok(()),
             }
         }
+    }
+}
+
+/// As in etcd, a revision below 0 is compacted within a transaction, while it means the newest outside of one.
+pub(super) fn check_revision(index: &Index, newest: i64, requested: i64) -> Result<(), MvccError> {
+    match requested {
+        0 => Ok(()),
+        revision if revision > newest => Err(MvccError::FutureRevision),
+        revision if revision < index.compacted => Err(MvccError::Compacted),
+        _ => Ok(()),
     }
 }
 

@@ -9,16 +9,16 @@ use keelson_proto::etcd::etcdserverpb::compare::{CompareResult, CompareTarget, T
 use keelson_proto::etcd::etcdserverpb::request_op::Request;
 use keelson_proto::etcd::etcdserverpb::response_op::Response;
 use keelson_proto::etcd::etcdserverpb::{
-    Compare, DeleteRangeResponse, PutResponse, RangeRequest, RequestOp, ResponseHeader, ResponseOp,
-    TxnRequest, TxnResponse,
+    Compare, DeleteRangeResponse, PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
+    ResponseOp, TxnRequest, TxnResponse,
 };
 use keelson_proto::etcd::mvccpb::KeyValue;
 
-use super::MvccError;
 use super::index::{Index, KeyRange};
-use super::range::View;
+use super::range::{Past, View, check_revision};
 use super::record::Record;
 use super::write::WriteTxn;
+use super::{MvccError, Store};
 use crate::lease::Leases;
 
 /// Whether a transaction only reads, in either branch.
@@ -51,7 +51,17 @@ impl<I: std::ops::Deref<Target = Index>> Compares for View<I> {
     }
 
     fn check_range(&self, request: &RangeRequest) -> Result<(), MvccError> {
-        check_revision(self.index(), request.revision)
+        check_revision(self.index(), self.revision(), request.revision)
+    }
+}
+
+impl Compares for Past<'_> {
+    fn records(&self, range: &KeyRange) -> Result<Vec<Arc<Record>>, MvccError> {
+        Past::records(self, range)
+    }
+
+    fn check_range(&self, request: &RangeRequest) -> Result<(), MvccError> {
+        self.check_revision(request.revision)
     }
 }
 
@@ -61,17 +71,7 @@ impl Compares for WriteTxn<'_> {
     }
 
     fn check_range(&self, request: &RangeRequest) -> Result<(), MvccError> {
-        check_revision(self.index(), request.revision)
-    }
-}
-
-/// As in etcd, a revision below 0 is compacted within a transaction, while it means the newest outside of one.
-fn check_revision(index: &Index, requested: i64) -> Result<(), MvccError> {
-    match requested {
-        0 => Ok(()),
-        revision if revision > index.revision => Err(MvccError::FutureRevision),
-        revision if revision < index.compacted => Err(MvccError::Compacted),
-        _ => Ok(()),
+        check_revision(self.index(), self.index().revision, request.revision)
     }
 }
 
@@ -148,24 +148,37 @@ fn header(revision: i64) -> Option<ResponseHeader> {
     Some(ResponseHeader { revision, ..ResponseHeader::default() })
 }
 
-impl<I: std::ops::Deref<Target = Index>> View<I> {
-    /// Runs a transaction that only reads.
+impl Store {
+    /// Runs a transaction that only reads, at one revision, without holding up writers for long. Returns the answer and the
+    /// store's revision.
     ///
     /// # Errors
     /// As Range.
-    pub fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, MvccError> {
-        let plan = plan(self, request)?;
-        plan.check_ranges(self)?;
-        let mut responses = Vec::with_capacity(plan.steps.len());
-        for step in &plan.steps {
-            if let Step::Operation(RequestOp { request: Some(Request::RequestRange(range)) }) = step {
-                let mut response = self.range(range)?;
-                response.header = header(self.revision());
-                responses.push(ResponseOp { response: Some(Response::ResponseRange(response)) });
-            }
-        }
-        Ok(TxnResponse { header: header(self.revision()), succeeded: plan.succeeded, responses })
+    pub fn txn(&self, request: &TxnRequest) -> Result<(TxnResponse, i64), MvccError> {
+        self.at_newest(
+            |past| read(past, past.newest, request, |range| past.range(range)),
+            |view| read(view, view.revision(), request, |range| view.range(range)),
+        )
     }
+}
+
+fn read(
+    state: &impl Compares,
+    newest: i64,
+    request: &TxnRequest,
+    range: impl Fn(&RangeRequest) -> Result<RangeResponse, MvccError>,
+) -> Result<TxnResponse, MvccError> {
+    let plan = plan(state, request)?;
+    plan.check_ranges(state)?;
+    let mut responses = Vec::with_capacity(plan.steps.len());
+    for step in &plan.steps {
+        if let Step::Operation(RequestOp { request: Some(Request::RequestRange(request)) }) = step {
+            let mut response = range(request)?;
+            response.header = header(newest);
+            responses.push(ResponseOp { response: Some(Response::ResponseRange(response)) });
+        }
+    }
+    Ok(TxnResponse { header: header(newest), succeeded: plan.succeeded, responses })
 }
 
 impl Plan<'_> {

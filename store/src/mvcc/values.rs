@@ -24,6 +24,8 @@ use super::tree::{read_record, removal, scan_tree};
 pub const APPLIED_KEY: &[u8] = b"m/applied";
 /// Above this the overlay is full, and the node accepts no proposals.
 const OVERLAY_LIMIT: u64 = 16 << 20;
+/// Above this nothing is appended to the log that others have and this member would have to apply.
+const OVERLAY_MOST: u64 = 4 * OVERLAY_LIMIT;
 /// A batch of the drain thread.
 const BATCH: u64 = 1 << 20;
 /// Less than this waits a little for more: a tree written in many small batches takes several times the memory and time.
@@ -178,6 +180,11 @@ impl Values {
     /// Whether proposals have to wait for the tree.
     pub fn is_full(&self) -> bool {
         self.overlay_bytes.load(Ordering::Relaxed) > OVERLAY_LIMIT
+    }
+
+    /// Whether nothing more may be taken in, not even what others have committed: the tree is far behind, or stuck.
+    pub fn is_overfull(&self) -> bool {
+        self.overlay_bytes.load(Ordering::Relaxed) > OVERLAY_MOST
     }
 
     pub fn has_failed(&self) -> bool {

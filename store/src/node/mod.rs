@@ -8,6 +8,7 @@
 //! [`Node`] does no I/O by itself and asks no clock but `env`'s: the task in [`run`] is all that a simulation replaces.
 
 mod event;
+mod forwarded;
 mod leases;
 mod membership;
 mod pending;
@@ -38,6 +39,7 @@ use crate::lease::Deadlines;
 use crate::metrics::Metrics;
 use crate::snapshot::{self, Job, Keeper, Snapshots};
 use crate::wal::{self, WalHandle};
+use forwarded::Forwarded;
 use leases::{keep_alive, time_to_live};
 use membership::Membership;
 use pending::{Pending, Proposal};
@@ -51,6 +53,13 @@ fn log_keep() -> usize {
         .and_then(|bytes: String| bytes.parse().ok())
         .unwrap_or(LOG_KEEP));
     LOG_KEEP
+}
+
+fn log_most() -> usize {
+    fail::fail_point!("log_most", |bytes| bytes
+        .and_then(|bytes: String| bytes.parse().ok())
+        .unwrap_or(LOG_MOST));
+    LOG_MOST
 }
 
 /// What builds the state from the latest snapshot when a peer has sent one.
@@ -84,6 +93,8 @@ pub struct Parts {
     pub events: UnboundedSender<Event>,
 }
 
+/// Entries kept in memory for members that are heard from and on the way to catch up, such as by a snapshot.
+const LOG_MOST: usize = 128 << 20;
 /// Events of one turn, at most.
 const MOST_EVENTS: usize = 1024;
 /// A follower that waited longer for its disk does not wait for it again for some time.
@@ -106,6 +117,7 @@ pub struct Node {
     pending: Pending,
     /// Proposals that wait: for a leader, or for the tree to catch up.
     deferred: VecDeque<Proposal>,
+    forwarded: Forwarded,
     /// Reads whose index is not yet applied.
     reads: Vec<Confirmed>,
     deadlines: Deadlines,
@@ -113,6 +125,8 @@ pub struct Node {
     /// The last write queued, and the last that is durable.
     written: u64,
     persisted: u64,
+    /// When the last tick was.
+    ticked: Duration,
     /// The tick until which this member's disk counts as slow.
     slow_until: u64,
     /// What was left out of the log since the last write: a commit index.
@@ -189,16 +203,19 @@ impl Node {
         if parts.group.conf_state().voters == [parts.member] {
             parts.group.campaign();
         }
+        let ticked = parts.clock.now();
         let mut node = Self {
             parts,
             now: 0,
             pending: Pending::default(),
             deferred: VecDeque::new(),
+            forwarded: Forwarded::default(),
             reads: Vec::new(),
             deadlines: Deadlines::default(),
             leading: false,
             written: 0,
             persisted: 0,
+            ticked,
             slow_until: 0,
             left_out: None,
             applied_term,
@@ -235,9 +252,7 @@ impl Node {
             Event::Messages { from, messages } => {
                 self.membership.hear(from, self.now);
                 for message in messages {
-                    if let Err(error) = self.parts.group.step(message) {
-                        tracing::debug!(%error, "a peer's message is ignored");
-                    }
+                    self.hear(message);
                 }
             }
             Event::Membership { change, reply } => self.change_membership(change, reply),
@@ -271,6 +286,23 @@ impl Node {
         Ok(false)
     }
 
+    /// Takes a peer's message, unless the tree is too far behind for what it brings.
+    fn hear(&mut self, message: Message) {
+        let values = &self.parts.state.store.values;
+        match message.get_msg_type() {
+            MessageType::MsgPropose if values.is_full() || !self.forwarded.is_empty() => {
+                self.forwarded.add(message, self.now + self.parts.request_ticks);
+                return;
+            }
+            // As if the network had lost it: it is sent again.
+            MessageType::MsgAppend if values.is_overfull() => return,
+            _ => {}
+        }
+        if let Err(error) = self.parts.group.step(message) {
+            tracing::debug!(%error, "a peer's message is ignored");
+        }
+    }
+
     /// A leader that cannot write hands over to the member that has most: it would apply nothing, and hold everything
     /// that the others commit in memory.
     fn resign(&mut self) {
@@ -290,6 +322,12 @@ impl Node {
     /// What this member cannot go on after.
     pub fn tick(&mut self) -> Result<(), Stopped> {
         self.now += 1;
+        // However it was held up (by its disk, a large change, or by whoever stopped the process), nobody could renew leases.
+        let now = self.parts.clock.now();
+        let late = now.saturating_sub(std::mem::replace(&mut self.ticked, now));
+        if late > 2 * self.parts.tick {
+            self.deadlines.postpone(late - self.parts.tick);
+        }
         for reader in self.parts.group.tick() {
             reader.fail(Refused::Timeout);
         }
@@ -311,6 +349,7 @@ impl Node {
                 proposal.refuse(Refused::Timeout);
             }
         }
+        self.forwarded.expire(self.now);
         self.retry_deferred();
         if self.leading {
             if self.parts.shared.wal_full() {
@@ -332,6 +371,13 @@ impl Node {
     }
 
     fn retry_deferred(&mut self) {
+        while !self.parts.state.store.values.is_full()
+            && let Some(message) = self.forwarded.take()
+        {
+            if let Err(error) = self.parts.group.step(message) {
+                tracing::debug!(%error, "a forwarded proposal is ignored");
+            }
+        }
         while !self.parts.state.store.values.is_full()
             && let Some(proposal) = self.deferred.pop_front()
         {
@@ -440,9 +486,6 @@ impl Node {
         if took > SLOW_WRITE {
             self.slow_until = self.now + self.parts.election_ticks;
         }
-        if took > self.parts.tick {
-            self.deadlines.postpone(took);
-        }
         reports.into_inner().into_iter().try_for_each(|report| self.log_reports(report))
     }
 
@@ -510,7 +553,7 @@ impl Node {
             }
             self.parts.group.applied(last.index);
             let keep = if self.parts.state.members.read().len() > 1 { log_keep() } else { 0 };
-            self.parts.group.shrink_log(keep);
+            self.parts.group.shrink_log(keep, log_most());
         }
         Ok(())
     }

@@ -141,7 +141,7 @@ impl World {
             }
             if let Some(last) = output.committed.last() {
                 group.applied(last.index);
-                group.shrink_log(200);
+                group.shrink_log(200, 400);
             }
         }
     }

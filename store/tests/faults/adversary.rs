@@ -16,7 +16,7 @@ use crate::random::Random;
 use crate::shared::Shared;
 
 /// Small, so that segments end, snapshots are made and sent, and the log is cut all the time.
-const THRESHOLDS: &str = "wal_segment=return(131072);snapshot_at=return(400000);snapshot_every=return(200000);log_keep=return(65536);shrink_slack=return(100000)";
+const THRESHOLDS: &str = "wal_segment=return(131072);snapshot_at=return(400000);snapshot_every=return(200000);log_keep=return(65536);log_most=return(131072);shrink_slack=return(100000)";
 
 /// Before and after every durable step, with how often it may be passed before the process ends there.
 const STEPS: [(&str, u64); 17] = [

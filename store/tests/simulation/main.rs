@@ -113,6 +113,7 @@ fn thresholds() {
             ("snapshot_at", 24 << 10),
             ("snapshot_every", 12 << 10),
             ("log_keep", 8 << 10),
+            ("log_most", 16 << 10),
             ("shrink_slack", 4 << 10),
         ] {
             fail::cfg(name, &format!("return({value})")).unwrap();

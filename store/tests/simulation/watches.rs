@@ -181,8 +181,7 @@ impl Watch {
                 Some(record) => Some(record.kv.clone()),
                 // As the service does: what was not asked for in time is read.
                 None if self.previous => {
-                    let view = state.store.view();
-                    let found = view.at(&changed.kv.key, revision - 1).unwrap();
+                    let found = state.store.at(&changed.kv.key, revision - 1).unwrap();
                     found.map(|record| record.kv.clone())
                 }
                 None => None,

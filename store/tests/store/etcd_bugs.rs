@@ -191,7 +191,7 @@ async fn a_watch_of_the_future_hears_nothing_before() {
 async fn a_deletion_at_the_compacted_revision_is_still_told() {
     let mut members = harness::members(3);
     for member in &mut members {
-        member.start_with("log_keep=return(10000)");
+        member.start_with("log_keep=return(10000);log_most=return(10000)");
     }
     for member in &members {
         member.ready().await;
@@ -382,7 +382,7 @@ async fn a_leader_that_was_paused_serves_nothing_old_to_many() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_while_compacting_is_whole() {
-    let failpoints = "log_keep=return(20000);snapshot_at=return(200000);snapshot_every=return(100000);\
+    let failpoints = "log_keep=return(20000);log_most=return(20000);snapshot_at=return(200000);snapshot_every=return(100000);\
                       wal_segment=return(65536);compaction_before_write=sleep(5);snapshot_before_file=sleep(100)";
     let mut members = harness::members(3);
     for member in &mut members {
