@@ -72,10 +72,10 @@ pub struct Config {
     /// Path to the client server TLS key file
     #[arg(long)]
     pub key_file: Option<PathBuf>,
-    /// Path to the client server TLS trusted CA cert file
+    /// Path to the client server TLS trusted CA cert file; given, clients have to show a certificate of it
     #[arg(long)]
     pub trusted_ca_file: Option<PathBuf>,
-    /// Enable client cert authentication
+    /// Enable client cert authentication, which --trusted-ca-file alone does as well
     #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub client_cert_auth: bool,
     /// Path to the peer server TLS cert file
@@ -84,10 +84,10 @@ pub struct Config {
     /// Path to the peer server TLS key file
     #[arg(long)]
     pub peer_key_file: Option<PathBuf>,
-    /// Path to the peer server TLS trusted CA file
+    /// Path to the peer server TLS trusted CA file; given, peers have to show a certificate of it
     #[arg(long)]
     pub peer_trusted_ca_file: Option<PathBuf>,
-    /// Enable peer client cert authentication
+    /// Enable peer client cert authentication, which --peer-trusted-ca-file alone does as well
     #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub peer_client_cert_auth: bool,
     /// List of URLs to listen on for the metrics and health endpoints
@@ -335,7 +335,7 @@ impl Config {
         Ok(())
     }
 
-    /// TLS of the client URLs, if any of them is https.
+    /// TLS of the client URLs, if any of them is https. As in etcd, a trusted CA is enough for clients to need a certificate.
     ///
     /// # Errors
     /// An https URL without certificate and key.
@@ -345,11 +345,11 @@ impl Config {
             secure,
             "--listen-client-urls or --listen-metrics-urls",
             [(&self.cert_file, "--cert-file"), (&self.key_file, "--key-file")],
-            self.trusted_ca_file.as_ref().filter(|_| self.client_cert_auth),
+            self.trusted_ca_file.as_ref(),
         )
     }
 
-    /// TLS of the peer URLs, if any of them is https.
+    /// TLS of the peer URLs, if any of them is https. As in etcd, a trusted CA is enough for peers to need a certificate.
     ///
     /// # Errors
     /// An https URL without certificate and key.
@@ -358,7 +358,7 @@ impl Config {
             self.listen_peer_urls.iter().any(|url| url.secure),
             "--listen-peer-urls",
             [(&self.peer_cert_file, "--peer-cert-file"), (&self.peer_key_file, "--peer-key-file")],
-            self.peer_trusted_ca_file.as_ref().filter(|_| self.peer_client_cert_auth),
+            self.peer_trusted_ca_file.as_ref(),
         )
     }
 }
