@@ -10,6 +10,7 @@ mod wire;
 
 pub use peers::{Credentials, PeerNetwork, Peers, PeersConfig, ask_change, ask_members};
 pub use server::PeerService;
+pub use wire::MAX_MESSAGE;
 
 /// What a member that was removed is told, as in etcd.
 pub const REMOVED: &str = "the member has been permanently removed from the cluster";
