@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
 use keelson_proto::etcd::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
-    PutRequest, RangeRequest,
+    MemberRemoveRequest, PutRequest, RangeRequest,
 };
 use kube_store::mvcc::{Backend, SledBackend};
 use tonic::Code;
@@ -125,6 +125,49 @@ async fn a_member_without_space_stops_the_writes_of_all() {
     clients[0].kv.clone().compact(CompactionRequest { revision, physical: false }).await.unwrap();
     eventually("writes resume by themselves", || async { clients[0].put("k", "v").await.ok() }).await;
     assert_eq!(etcdctl(&[members[2].client_port], &["alarm", "list"]), "");
+}
+
+/// The alarm of a member that is dead or removed would refuse the writes of all for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_does_not_outlive_its_member() {
+    let mut members = harness::members(3);
+    members[1].extra = vec!["--quota-backend-bytes=1000000".to_owned()];
+    for member in &mut members {
+        member.start();
+    }
+    for member in &members {
+        member.ready().await;
+    }
+    let clients: Vec<Client> = members.iter().map(Member::client).collect();
+    let id = clients[1].status().await.unwrap().header.unwrap().member_id;
+    let refused = async || {
+        eventually("writes are refused", || async { clients[0].put("k", vec![7; 200_000]).await.err() }).await
+    };
+    refused().await;
+    let port = members[2].client_port;
+    let listed = || etcdctl(&[port], &["alarm", "list"]);
+    assert_eq!(listed(), format!("memberID:{id} alarm:NOSPACE \n"));
+    members[1].kill();
+    eventually("writes resume by themselves", || async { clients[0].put("a", "v").await.ok() }).await;
+    assert_eq!(listed(), "");
+    // It still has too much.
+    members[1].start();
+    members[1].ready().await;
+    refused().await;
+    assert_eq!(listed(), format!("memberID:{id} alarm:NOSPACE \n"));
+    eventually("it is removed", || async {
+        clients[0].cluster.clone().member_remove(MemberRemoveRequest { id }).await.ok()
+    })
+    .await;
+    assert_eq!(listed(), "");
+    clients[0].put("a", "v").await.unwrap();
+    let late = AlarmRequest {
+        action: AlarmAction::Activate as i32,
+        member_id: id,
+        alarm: AlarmType::Nospace as i32,
+    };
+    clients[0].maintenance.clone().alarm(late).await.unwrap();
+    assert_eq!(listed(), "", "it is no member any more");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
