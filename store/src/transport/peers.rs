@@ -324,13 +324,20 @@ impl Peers {
 }
 
 impl Peers {
-    /// Asks all other members at once for the checksum at a revision. A member that is further, or not as far, says so.
-    pub async fn ask_hashes(&self, revision: i64) -> Vec<(u64, Result<HashKvAnswer, Status>)> {
+    /// Asks members at once for the checksum at a revision. A member that is further, or not as far, says so.
+    pub async fn ask_hashes(
+        &self,
+        members: &[u64],
+        revision: i64,
+    ) -> Vec<(u64, Result<HashKvAnswer, Status>)> {
         let mut asking = tokio::task::JoinSet::new();
-        let clients: Vec<_> = self.peers.read().iter().map(|(id, peer)| (*id, peer.client.clone())).collect();
-        for (id, mut client) in clients {
+        for id in members.iter().copied() {
             let query = HashKvQuery { cluster_id: self.cluster, revision };
+            let client = self.client(id);
             asking.spawn(async move {
+                let Some(mut client) = client else {
+                    return (id, Err(Status::not_found("no such peer")));
+                };
                 let late = |_| Err(Status::unavailable("etcdserver: request timed out"));
                 let answer = tokio::time::timeout(HASH, client.hash_kv(query)).await.unwrap_or_else(late);
                 (id, answer.map(tonic::Response::into_inner))

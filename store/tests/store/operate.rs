@@ -2,17 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 
 use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
 use keelson_proto::etcd::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
     MemberRemoveRequest, PutRequest, RangeRequest,
 };
+use keelson_proto::peer::MessageBatch;
+use keelson_proto::peer::peer_client::PeerClient;
 use kube_store::mvcc::{Backend, SledBackend};
 use tonic::Code;
 
 use crate::etcd::Etcd;
 use crate::harness::{self, Client, Member, eventually};
+use crate::recovery::Liar;
 
 /// What etcdctl prints; it has to succeed.
 pub fn etcdctl(ports: &[u16], arguments: &[&str]) -> String {
@@ -244,6 +248,39 @@ async fn a_member_with_other_data_is_found() {
     let id = eventually("it is up", || async { clients[wrong].status().await.ok() }).await;
     assert_eq!(listed, format!("memberID:{} alarm:CORRUPT \n", id.header.unwrap().member_id));
     assert_eq!(clients[wrong].get("a").await.unwrap_err().message(), "etcdserver: corrupt cluster");
+}
+
+/// Whoever introduces itself is answered, but is no member for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_has_no_say_in_who_is_wrong() {
+    let mut member = harness::members(1).remove(0);
+    member.extra = vec!["--experimental-corrupt-check-time=200ms".to_owned()];
+    member.start();
+    member.ready().await;
+    let client = member.client();
+    client.put("a", "1").await.unwrap();
+    let port = harness::free_port();
+    let (liar, lies) = Liar::listen(port).await;
+    let batch = MessageBatch {
+        cluster_id: client.status().await.unwrap().header.unwrap().cluster_id,
+        from: 77,
+        peer_urls: vec![format!("http://127.0.0.1:{port}")],
+        // Refused, so that the answer says that the rest was heard.
+        messages: vec![b"no message"[..].into()],
+    };
+    let mut peer = PeerClient::connect(member.peer_url()).await.unwrap();
+    let refused = peer.messages(tokio_stream::iter([batch])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    let compared = || member.log().matches("compared the members' data").count();
+    let before = compared();
+    eventually("it has compared twice", || async {
+        assert!(!member.log().contains("members hold different data"), "a stranger is believed");
+        (compared() > before + 1).then_some(())
+    })
+    .await;
+    assert_eq!(liar.compared.load(Ordering::Relaxed), 0, "it is not even asked");
+    client.put("b", "2").await.unwrap();
+    lies.abort();
 }
 
 /// Runs one of the binary's own commands; gives its exit code and what it prints.
