@@ -1,5 +1,5 @@
 //! A quorum that is lost for good: one command makes a survivor a cluster of its own, and the others join it by
-//! themselves, whenever they are killed. Nobody gives up data on one peer's word, or against a majority that lives.
+//! themselves, whenever they are killed. Nobody gives up data on what a peer says unasked, or against a majority that lives.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -224,7 +224,7 @@ async fn a_majority_that_lives_is_not_given_up() {
     voters(&members[0], 2).await;
 }
 
-/// Listens in a member's place, and says the worst.
+/// Listens in a member's place, and says the worst to whoever calls; only asked who the members are it is honest.
 #[derive(Clone, Default)]
 pub struct Liar {
     told: Arc<AtomicUsize>,
@@ -310,7 +310,7 @@ impl Peer for Liar {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_gives_up_data_on_a_peers_word() {
+async fn nobody_gives_up_data_on_what_a_peer_says_unasked() {
     let mut members = harness::group(3).await;
     members[1].client().put("a", "1").await.unwrap();
     agree(&members).await;
