@@ -221,8 +221,7 @@ impl Node {
         // leader that it once had: whoever does not hear from a leader for long asks whether it still is a member.
         let leader = self.parts.group.status().leader;
         let silence = 2 * self.parts.election_ticks;
-        let hears = |id| self.membership.heard.get(&id).is_some_and(|at| *at + silence > now);
-        if leader == self.parts.member || (leader != 0 && hears(leader)) {
+        if leader == self.parts.member || self.membership.hears(leader, now.saturating_sub(silence)) {
             self.membership.leaderless = None;
         } else {
             let since = *self.membership.leaderless.get_or_insert(now);
