@@ -1,6 +1,6 @@
 //! The other members: a stream of messages to each, snapshots beside it, and what peers ask of this one.
 //!
-//! Peers are told apart by their cluster's id, mixed with its incarnation's; who they are is a matter of their certificates (`--peer-client-cert-auth`).
+//! Peers are told apart by their cluster's id, mixed with its incarnation's; who they are is a matter of their certificates (`--peer-trusted-ca-file`).
 
 #[cfg(test)]
 mod fuzz;
