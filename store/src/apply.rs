@@ -255,17 +255,28 @@ impl State {
         index: u64,
     ) -> Response {
         let mut members = self.members.write();
-        let gone: Vec<u64> = members.keys().copied().collect();
+        let mut gone: Vec<u64> = members.keys().copied().collect();
         members.apply(made, configuration);
-        for id in gone.into_iter().filter(|id| !members.contains_key(id)) {
-            self.store.values.put_metadata(member_key(id), None);
-        }
+        gone.retain(|id| !members.contains_key(id));
         let mut metadata = Metadata::default();
         members.describe(&mut metadata);
+        let list = members.list();
+        drop(members);
+        for id in &gone {
+            self.store.values.put_metadata(member_key(*id), None);
+        }
         for (key, value) in member_changes(&metadata) {
             self.store.values.put_metadata(key, value);
         }
-        Response::Membership { members: members.list(), index }
+        // Nobody else would ever disarm them.
+        let alarms = self.alarms.read().list(AlarmType::None);
+        for AlarmMember { member_id, alarm } in
+            alarms.into_iter().filter(|alarm| gone.contains(&alarm.member_id))
+        {
+            let action = AlarmAction::Deactivate as i32;
+            self.alarm(&AlarmRequest { action, member_id, alarm });
+        }
+        Response::Membership { members: list, index }
     }
 
     fn apply_data(&self, data: Bytes, index: u64) -> Result<Option<Applied>, Fatal> {
@@ -425,10 +436,13 @@ impl State {
     /// Answers with the alarm, if the request changed or confirmed one.
     fn alarm(&self, request: &AlarmRequest) -> Response {
         let alarm = AlarmMember { member_id: request.member_id, alarm: request.alarm };
+        // What a member said before it heard of its removal.
+        let late = self.members.read().is_removed(alarm.member_id);
         let mut alarms = self.alarms.write();
         let (touched, value) = match request.action() {
             AlarmAction::Get => (false, None),
             _ if request.alarm() == AlarmType::None => (false, None),
+            AlarmAction::Activate if late => (false, None),
             AlarmAction::Activate => {
                 if alarms.raise(&alarm) {
                     tracing::error!(

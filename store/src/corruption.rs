@@ -1,6 +1,8 @@
 //! Whether all members hold the same: checksums of one revision, compared by the leader from time to time and by a
 //! member before it serves clients.
 //!
+//! Only members are asked and counted: whoever merely introduced itself is a peer, too, and would have a say.
+//!
 //! Members that differ from what a majority holds get an alarm CORRUPT; without a majority it is the whole cluster's
 //! (member 0). While one is raised nothing is read or written.
 
@@ -29,6 +31,11 @@ pub struct Inconsistent {
     pub revision: i64,
 }
 
+/// All members but this one.
+fn others(server: &Server) -> Vec<u64> {
+    server.state.members.read().keys().copied().filter(|id| *id != server.member).collect()
+}
+
 /// Compares this member with all others that can be asked, before it serves clients.
 ///
 /// # Errors
@@ -42,7 +49,7 @@ pub async fn initial_check(server: &Server) -> Result<(), Inconsistent> {
         }
     };
     let mut compared = 0;
-    for (peer, answer) in server.peers.ask_hashes(own.revision).await {
+    for (peer, answer) in server.peers.ask_hashes(&others(server), own.revision).await {
         match answer {
             Ok(answer) if answer.compact_revision != own.compacted => {}
             Ok(answer) if answer.hash == own.hash => compared += 1,
@@ -91,7 +98,7 @@ async fn check(server: &Server) -> Vec<u64> {
             return Vec::new();
         }
     };
-    let answers = server.peers.ask_hashes(own.revision).await;
+    let answers = server.peers.ask_hashes(&others(server), own.revision).await;
     let members = answers.len() + 1;
     let mut known = Vec::new();
     for (peer, answer) in answers {

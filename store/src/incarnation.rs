@@ -49,7 +49,9 @@ pub enum Verdict {
     Contested,
 }
 
-/// Judges the answers of others about incarnation `own` of a cluster.
+/// Judges the answers of others about incarnation `own` of a cluster. One that knows of a later incarnation is enough, if
+/// no other says that this one has a leader: of three members the survivor may be the only one left to ask. So answers
+/// have to be members', asked for at their own URLs; what anybody says unasked is none.
 pub fn judge(cluster: u64, own: u64, answers: &[Answer]) -> Verdict {
     let answers = || answers.iter().filter(|answer| answer.cluster == cluster);
     let later = || answers().filter(|answer| end_of(&answer.incarnation, own).is_some());

@@ -337,14 +337,26 @@ async fn publish(server: Arc<Server>, config: Config, stopping: CancellationToke
     }
 }
 
-/// Raises or disarms this member's alarm; what fails is tried again by whoever watches.
-async fn tell_space(server: Arc<Server>, lacks: bool) {
+/// Raises or disarms a member's alarm; what fails is tried again by whoever watches.
+async fn tell_space(server: Arc<Server>, member_id: u64, lacks: bool) {
     let action = if lacks { AlarmAction::Activate } else { AlarmAction::Deactivate };
-    let request =
-        AlarmRequest { action: action as i32, member_id: server.member, alarm: AlarmType::Nospace as i32 };
+    let request = AlarmRequest { action: action as i32, member_id, alarm: AlarmType::Nospace as i32 };
     if let Err(error) = server.propose(Operation::Alarm(request)).await {
-        tracing::debug!(error = error.message(), "cannot tell the other members of this one's space");
+        tracing::debug!(error = error.message(), "cannot tell the other members about space");
     }
+}
+
+/// Whose alarm is not as it should be, and how it should: this member's, which `lacks` space or does not. If it leads and
+/// has space, also that of one that has been silent for long and may never disarm it; should that one come back with too
+/// much, it raises it again by itself.
+fn alarm_to_tell(server: &Server, lacks: bool) -> Option<(u64, bool)> {
+    let alarms = server.state.alarms.read();
+    if alarms.has(server.member, AlarmType::Nospace) != lacks {
+        return Some((server.member, lacks));
+    }
+    let mut raised = alarms.list(AlarmType::Nospace).into_iter().map(|alarm| alarm.member_id);
+    let silent = raised.find(|member| !lacks && server.shared.is_silent(*member));
+    silent.map(|member| (member, false))
 }
 
 /// Refuses writes while the quota is exceeded or the disk nearly full, and accepts them again by itself.
@@ -376,10 +388,10 @@ async fn watch_space(
         }
         // The quota is the cluster's: the others refuse writes too, as in etcd. A full disk is this member's own trouble, and
         // the others go on without it. It is told beside, since it takes as long as there is no quorum.
-        let lacks = size > server.limits.quota;
-        let told = server.state.alarms.read().has(server.member, AlarmType::Nospace);
-        if lacks != told && telling.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-            telling = Some(tokio::spawn(tell_space(server.clone(), lacks)));
+        if telling.as_ref().is_none_or(tokio::task::JoinHandle::is_finished)
+            && let Some((member, lacks)) = alarm_to_tell(&server, size > server.limits.quota)
+        {
+            telling = Some(tokio::spawn(tell_space(server.clone(), member, lacks)));
         }
         let pause = if available < SPACE_SOON { SPACE_CHECK_SOON } else { SPACE_CHECK };
         tokio::select! {

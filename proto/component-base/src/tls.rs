@@ -1,7 +1,8 @@
 //! TLS for servers and clients over rustls with aws-lc-rs, the one crypto provider.
 //!
 //! Server certificates and client CA bundles are files that are rotated in place: they are looked at when a
-//! handshake begins (at most once a second), and a pair that does not load leaves the one before in use.
+//! handshake begins (at most once a second), and a pair that does not load leaves the one before in use. A server with a
+//! client CA resumes no sessions: the client of one is not verified again, so it would outlive the CA's change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
@@ -95,6 +96,10 @@ impl ServerTls {
         };
         let mut config = builder.with_cert_resolver(Arc::new(ReloadingCertificate(certificate)));
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        if self.client_ca_file.is_some() {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(Arc::new(config))
     }
 }
@@ -333,7 +338,87 @@ impl ClientCertVerifier for ReloadingVerifier {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConnection, HandshakeKind, ServerConnection};
+
     use super::*;
+
+    /// A CA and one certificate of it that is good for everything, as PEM files.
+    fn authority(dir: &Path) -> ServerTls {
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf =
+            CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+        let file = |name: &str, pem: String| {
+            let path = dir.join(name);
+            fs::write(&path, pem).unwrap();
+            path
+        };
+        ServerTls {
+            cert_file: file("leaf.crt", leaf.pem()),
+            key_file: file("leaf.key", key.serialize_pem()),
+            client_ca_file: Some(file("ca.crt", ca.pem())),
+            client_auth: ClientAuth::Required,
+        }
+    }
+
+    /// One handshake, in memory, and what the server says behind it.
+    fn shake_hands(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>) -> Option<HandshakeKind> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut client = ClientConnection::new(client.clone(), name).unwrap();
+        let mut server = ServerConnection::new(server.clone()).unwrap();
+        while client.wants_write() || server.wants_write() {
+            let (mut up, mut down) = (Vec::new(), Vec::new());
+            while client.wants_write() {
+                client.write_tls(&mut up).unwrap();
+            }
+            let mut up = &up[..];
+            while !up.is_empty() {
+                server.read_tls(&mut up).unwrap();
+                server.process_new_packets().unwrap();
+            }
+            while server.wants_write() {
+                server.write_tls(&mut down).unwrap();
+            }
+            let mut down = &down[..];
+            while !down.is_empty() {
+                client.read_tls(&mut down).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        server.handshake_kind()
+    }
+
+    #[test]
+    fn who_has_to_show_a_certificate_shows_it_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let required = authority(dir.path());
+        let optional = ServerTls { client_auth: ClientAuth::Optional, ..required.clone() };
+        let without = ServerTls { client_ca_file: None, ..required.clone() };
+        install_provider();
+        let pem = |name: &str| fs::read(dir.path().join(name)).unwrap();
+        let check = |tls: &ServerTls, resumes: bool| {
+            for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+                let mut roots = RootCertStore::empty();
+                add_roots(&mut roots, &pem("ca.crt"), "ca").unwrap();
+                let chain = certificates(&pem("leaf.crt"), "leaf").unwrap();
+                let client = ClientConfig::builder_with_protocol_versions(&[version])
+                    .with_root_certificates(roots)
+                    .with_client_auth_cert(chain, private_key(&pem("leaf.key"), "leaf").unwrap())
+                    .unwrap();
+                let (server, client) = (tls.server_config(&[]).unwrap(), Arc::new(client));
+                assert_eq!(shake_hands(&server, &client), Some(HandshakeKind::Full));
+                let again = if resumes { HandshakeKind::Resumed } else { HandshakeKind::Full };
+                assert_eq!(shake_hands(&server, &client), Some(again), "{tls:?} {version:?}");
+            }
+        };
+        check(&required, false);
+        check(&optional, false);
+        check(&without, true);
+    }
 
     #[test]
     fn a_changed_pair_is_taken_and_a_broken_one_is_not() {

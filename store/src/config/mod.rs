@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 pub use url::{InitialCluster, Url};
 
 use crate::compactor::{Mode, Retention};
-use crate::transport::Credentials;
+use crate::transport::{Credentials, MAX_MESSAGE};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ClusterState {
@@ -72,10 +72,10 @@ pub struct Config {
     /// Path to the client server TLS key file
     #[arg(long)]
     pub key_file: Option<PathBuf>,
-    /// Path to the client server TLS trusted CA cert file
+    /// Path to the client server TLS trusted CA cert file; given, clients have to show a certificate of it
     #[arg(long)]
     pub trusted_ca_file: Option<PathBuf>,
-    /// Enable client cert authentication
+    /// Enable client cert authentication, which --trusted-ca-file alone does as well
     #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub client_cert_auth: bool,
     /// Path to the peer server TLS cert file
@@ -84,10 +84,10 @@ pub struct Config {
     /// Path to the peer server TLS key file
     #[arg(long)]
     pub peer_key_file: Option<PathBuf>,
-    /// Path to the peer server TLS trusted CA file
+    /// Path to the peer server TLS trusted CA file; given, peers have to show a certificate of it
     #[arg(long)]
     pub peer_trusted_ca_file: Option<PathBuf>,
-    /// Enable peer client cert authentication
+    /// Enable peer client cert authentication, which --peer-trusted-ca-file alone does as well
     #[arg(long, value_parser = flags::boolean, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub peer_client_cert_auth: bool,
     /// List of URLs to listen on for the metrics and health endpoints
@@ -105,7 +105,7 @@ pub struct Config {
     /// Raise alarms when the backend size exceeds the given quota; 0 means the default of 2 GiB
     #[arg(long, default_value_t = 0)]
     pub quota_backend_bytes: i64,
-    /// Maximum client request size in bytes the server will accept
+    /// Maximum client request size in bytes the server will accept; 32 MiB at most
     #[arg(long, default_value_t = 1536 << 10)]
     pub max_request_bytes: usize,
     /// Maximum number of operations permitted in a transaction
@@ -201,7 +201,15 @@ pub enum ConfigError {
     Retention(String),
     #[error("two members of --initial-cluster have the same peer URLs")]
     SameUrls,
+    #[error(
+        "--max-request-bytes is {0}: a request of more than {MAX_REQUEST} bytes could not be sent to the other members"
+    )]
+    RequestBytes(usize),
 }
+
+/// Bytes of the largest request that may be allowed: what peers take in one message has to have room for it, or an entry
+/// that was accepted would be refused by all of them for good.
+const MAX_REQUEST: usize = MAX_MESSAGE / 2;
 
 fn hash(parts: impl IntoIterator<Item = String>) -> u64 {
     let mut hasher = Sha256::new();
@@ -321,6 +329,9 @@ impl Config {
         if self.peer_client_cert_auth && self.peer_trusted_ca_file.is_none() {
             return Err(ConfigError::CaMissing("--peer-client-cert-auth", "--peer-trusted-ca-file"));
         }
+        if self.max_request_bytes > MAX_REQUEST {
+            return Err(ConfigError::RequestBytes(self.max_request_bytes));
+        }
         let default: Vec<Url> = "http://localhost:2379".parse().into_iter().collect();
         if self.advertise_client_urls.is_empty() && self.listen_client_urls != default {
             return Err(ConfigError::NoAdvertise);
@@ -335,7 +346,7 @@ impl Config {
         Ok(())
     }
 
-    /// TLS of the client URLs, if any of them is https.
+    /// TLS of the client URLs, if any of them is https. As in etcd, a trusted CA is enough for clients to need a certificate.
     ///
     /// # Errors
     /// An https URL without certificate and key.
@@ -345,11 +356,11 @@ impl Config {
             secure,
             "--listen-client-urls or --listen-metrics-urls",
             [(&self.cert_file, "--cert-file"), (&self.key_file, "--key-file")],
-            self.trusted_ca_file.as_ref().filter(|_| self.client_cert_auth),
+            self.trusted_ca_file.as_ref(),
         )
     }
 
-    /// TLS of the peer URLs, if any of them is https.
+    /// TLS of the peer URLs, if any of them is https. As in etcd, a trusted CA is enough for peers to need a certificate.
     ///
     /// # Errors
     /// An https URL without certificate and key.
@@ -358,7 +369,7 @@ impl Config {
             self.listen_peer_urls.iter().any(|url| url.secure),
             "--listen-peer-urls",
             [(&self.peer_cert_file, "--peer-cert-file"), (&self.peer_key_file, "--peer-key-file")],
-            self.peer_trusted_ca_file.as_ref().filter(|_| self.peer_client_cert_auth),
+            self.peer_trusted_ca_file.as_ref(),
         )
     }
 }
@@ -438,6 +449,8 @@ mod tests {
         check(&["--auto-compaction-retention=x"], "--auto-compaction-retention");
         check(&["--feature-gates=NoSuch=true"], "NoSuch");
         check(&["--election-timeout=100"], "--heartbeat-interval");
+        check(&["--max-request-bytes=33554433"], "--max-request-bytes is 33554433");
+        assert_eq!(parse(&["--max-request-bytes=33554432"]).unwrap().check(), Ok(()));
     }
 
     #[test]

@@ -16,6 +16,9 @@ use super::{Node, Refused, Stopped};
 use crate::apply::Rejected;
 use crate::membership::{Refusal, Standing, describe, step};
 
+/// Election timeouts after which a member that the leader hears nothing from is not waited for any more.
+const SILENCE: u64 = 5;
+
 /// A change that waits for the one before it.
 pub(super) struct Waiting {
     change: MembershipChange,
@@ -30,6 +33,8 @@ pub(super) struct Membership {
     waiting: Vec<Waiting>,
     /// When each other member was last heard from, in ticks.
     heard: HashMap<u64, u64>,
+    /// Since when a leader has not been hearing from a member, in ticks.
+    quiet: HashMap<u64, u64>,
     /// The log says that this member was removed.
     removed: bool,
     /// The tick at which a member that was removed, and told so by another, ends.
@@ -50,6 +55,11 @@ impl Membership {
     /// The connection to a member is lost.
     pub fn lose(&mut self, member: u64) {
         self.heard.remove(&member);
+    }
+
+    /// Whether a member has been heard from since a tick.
+    fn hears(&self, member: u64, since: u64) -> bool {
+        self.heard.get(&member).is_some_and(|at| *at > since)
     }
 }
 
@@ -117,12 +127,12 @@ impl Node {
 
     fn check_change(&self, change: &MembershipChange, made: &Change) -> Result<(), Refusal> {
         let members = self.parts.state.members.read();
-        let (heard, since) = (&self.membership.heard, self.now.saturating_sub(self.parts.election_ticks));
+        let since = self.now.saturating_sub(self.parts.election_ticks);
         let progress = self.parts.group.progress();
         let standing = Standing {
             leader: self.parts.member,
             // Not the leader whose silence of that very length made this member the leader.
-            connected: &|id| heard.get(&id).is_some_and(|at| *at > since),
+            connected: &|id| self.membership.hears(id, since),
             matched: &|id| progress.iter().find(|one| one.id == id).map(|one| one.matched),
         };
         standing.check(&members, made, self.parts.strict_reconfig_check)?;
@@ -192,6 +202,7 @@ impl Node {
     /// # Errors
     /// This member was removed, and another one said so.
     pub(super) fn tick_membership(&mut self) -> Result<(), Stopped> {
+        self.notice_silence();
         let now = self.now;
         for late in self.membership.waiting.extract_if(.., |waiting| waiting.deadline <= now) {
             let _ = late.reply.send(Err(Refused::Timeout));
@@ -210,8 +221,7 @@ impl Node {
         // leader that it once had: whoever does not hear from a leader for long asks whether it still is a member.
         let leader = self.parts.group.status().leader;
         let silence = 2 * self.parts.election_ticks;
-        let hears = |id| self.membership.heard.get(&id).is_some_and(|at| *at + silence > now);
-        if leader == self.parts.member || (leader != 0 && hears(leader)) {
+        if leader == self.parts.member || self.membership.hears(leader, now.saturating_sub(silence)) {
             self.membership.leaderless = None;
         } else {
             let since = *self.membership.leaderless.get_or_insert(now);
@@ -220,6 +230,22 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Tells who has been silent for long. Only a leader knows: nobody but it hears from all.
+    fn notice_silence(&mut self) {
+        let (now, timeout) = (self.now, self.parts.election_ticks);
+        let mut quiet = std::mem::take(&mut self.membership.quiet);
+        if self.leading {
+            let since = now.saturating_sub(timeout);
+            let members = self.parts.state.members.read();
+            let others = members.keys().filter(|id| **id != self.parts.member);
+            let unheard = others.filter(|id| !self.membership.hears(**id, since));
+            let unheard = unheard.map(|id| (*id, quiet.remove(id).unwrap_or(now)));
+            self.membership.quiet = unheard.collect();
+        }
+        let silent = self.membership.quiet.iter().filter(|(_, since)| **since + SILENCE * timeout <= now);
+        self.parts.shared.set_silent(silent.map(|(id, _)| *id).collect());
     }
 
     /// Asks whether this one still is a member: whoever knows that it is not answers any message with that.

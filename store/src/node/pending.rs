@@ -35,16 +35,15 @@ impl Proposal {
     }
 }
 
-struct Waiting {
-    reply: Option<Reply>,
+/// A request in the log.
+pub struct Waiting {
+    reply: Reply,
     deadline: u64,
 }
 
 impl Waiting {
-    fn refuse(self, refused: Refused) {
-        if let Some(reply) = self.reply {
-            let _ = reply.send(Err(refused));
-        }
+    pub fn refuse(self, refused: Refused) {
+        let _ = self.reply.send(Err(refused));
     }
 }
 
@@ -53,15 +52,6 @@ impl Waiting {
 pub struct Pending {
     waiting: BTreeMap<u64, Waiting>,
     last: u64,
-}
-
-/// A request that failed.
-pub struct Expired(Waiting);
-
-impl Expired {
-    pub fn refuse(self, refused: Refused) {
-        self.0.refuse(refused);
-    }
 }
 
 impl Pending {
@@ -75,22 +65,22 @@ impl Pending {
     }
 
     pub fn add(&mut self, request: u64, reply: Option<Reply>, deadline: u64) {
-        if reply.is_some() {
+        if let Some(reply) = reply {
             self.waiting.insert(request, Waiting { reply, deadline });
         }
     }
 
     pub fn answer(&mut self, request: u64, revision: i64, result: Result<Response, Rejected>) {
-        if let Some(Waiting { reply: Some(reply), .. }) = self.waiting.remove(&request) {
+        if let Some(Waiting { reply, .. }) = self.waiting.remove(&request) {
             let _ = reply.send(Ok((revision, result)));
         }
     }
 
     /// Those whose deadline has passed. What was proposed may still be applied: the client cannot know.
-    pub fn expire(&mut self, now: u64) -> Vec<Expired> {
+    pub fn expire(&mut self, now: u64) -> Vec<Waiting> {
         let mut expired = Vec::new();
         while let Some(first) = self.waiting.first_entry().filter(|first| first.get().deadline <= now) {
-            expired.push(Expired(first.remove()));
+            expired.push(first.remove());
         }
         expired
     }

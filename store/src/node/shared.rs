@@ -1,8 +1,10 @@
 //! What the node tells everyone else without being asked.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use keelson_raft::{Role, Status};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 /// Written by the node and the log's thread, read by all.
@@ -19,6 +21,8 @@ pub struct Shared {
     wal_full: AtomicBool,
     low_space: AtomicBool,
     learner: AtomicBool,
+    /// Members from which this one, if it leads, has heard nothing for several election timeouts.
+    silent: RwLock<BTreeSet<u64>>,
     /// The log's index of the last change of the membership that was applied.
     membership: watch::Sender<u64>,
     /// How often another member said, while there was no leader, that it belongs to a later incarnation.
@@ -58,6 +62,7 @@ impl Default for Shared {
             wal_full: AtomicBool::new(false),
             low_space: AtomicBool::new(false),
             learner: AtomicBool::new(false),
+            silent: RwLock::default(),
             membership: watch::Sender::new(0),
             superseded: watch::Sender::new(0),
             installing: AtomicBool::new(false),
@@ -120,6 +125,15 @@ impl Shared {
     /// Whether this member only learns: clients are not served then.
     pub fn is_learner(&self) -> bool {
         self.learner.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_silent(&self, silent: BTreeSet<u64>) {
+        *self.silent.write() = silent;
+    }
+
+    /// Whether this member leads and has heard nothing from another for several election timeouts.
+    pub fn is_silent(&self, member: u64) -> bool {
+        self.silent.read().contains(&member)
     }
 
     pub(super) fn set_membership(&self, index: u64, learner: bool) {

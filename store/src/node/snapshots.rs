@@ -103,7 +103,8 @@ impl Node {
 
     /// Puts the state of a snapshot, which a peer sent and which is durable, in place of this one.
     pub(super) fn install(&mut self, index: u64) -> Result<(), Stopped> {
-        let snapshots = self.parts.snapshots.lock();
+        // Whoever makes a snapshot at the moment holds them for long: meanwhile peers go on being heard.
+        let snapshots = tokio::task::block_in_place(|| self.parts.snapshots.lock());
         (self.parts.install)(&self.parts.state, &snapshots)?;
         // It may be a newer one than consensus was told of, and of another term.
         self.applied_term = snapshots.latest().map_or(0, |latest| snapshot::position(latest).1);

@@ -1,6 +1,6 @@
 //! The other members: a stream of messages to each, snapshots beside it, and what peers ask of this one.
 //!
-//! Peers are told apart by their cluster's id, mixed with its incarnation's; who they are is a matter of their certificates (`--peer-client-cert-auth`).
+//! Peers are told apart by their cluster's id, mixed with its incarnation's; who they are is a matter of their certificates (`--peer-trusted-ca-file`).
 
 #[cfg(test)]
 mod fuzz;
@@ -10,6 +10,7 @@ mod wire;
 
 pub use peers::{Credentials, PeerNetwork, Peers, PeersConfig, ask_change, ask_members};
 pub use server::PeerService;
+pub use wire::MAX_MESSAGE;
 
 /// What a member that was removed is told, as in etcd.
 pub const REMOVED: &str = "the member has been permanently removed from the cluster";

@@ -146,17 +146,28 @@ fn channel(urls: Arc<RwLock<Vec<Url>>>, credentials: &Credentials) -> Channel {
         .connect_with_connector_lazy(tower::service_fn(move |_: Uri| dialer.clone().dial()))
 }
 
+/// Whoever listens at a peer URL, member or not.
+fn client_at(url: &Url, credentials: &Credentials) -> PeerClient<Channel> {
+    PeerClient::new(channel(Arc::new(RwLock::new(vec![url.clone()])), credentials))
+}
+
+/// What a peer answers, if it does so in time.
+async fn answer<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(patience, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Status::unavailable("it does not answer")),
+    }
+}
+
 /// Asks whoever listens at a peer URL who the members are.
 ///
 /// # Errors
 /// The answer, or that there is none.
 pub async fn ask_members(url: &Url, credentials: &Credentials) -> Result<MembersResponse, Status> {
-    let mut client = PeerClient::new(channel(Arc::new(RwLock::new(vec![url.clone()])), credentials));
-    let ask = client.members(MembersRequest {});
-    match tokio::time::timeout(CONNECT, ask).await {
-        Ok(answer) => Ok(answer?.into_inner()),
-        Err(_) => Err(Status::unavailable("it does not answer")),
-    }
+    answer(CONNECT, client_at(url, credentials).members(MembersRequest {})).await
 }
 
 /// Has the leader of a cluster that this process is no member of change the membership, if it listens there.
@@ -169,12 +180,8 @@ pub async fn ask_change(
     cluster_id: u64,
     change: Vec<u8>,
 ) -> Result<MembershipAnswer, Status> {
-    let mut client = PeerClient::new(channel(Arc::new(RwLock::new(vec![url.clone()])), credentials));
     let query = MembershipQuery { cluster_id, change: change.into() };
-    match tokio::time::timeout(ASK, client.change_membership(query)).await {
-        Ok(answer) => Ok(answer?.into_inner()),
-        Err(_) => Err(Status::unavailable("it does not answer")),
-    }
+    answer(ASK, client_at(url, credentials).change_membership(query)).await
 }
 
 /// URLs of a form that the membership does not have are left out.
@@ -296,11 +303,8 @@ impl Peers {
     ) -> Result<MembershipAnswer, Option<Status>> {
         let Some(mut client) = self.client(leader) else { return Err(None) };
         let query = MembershipQuery { cluster_id: self.cluster, change: change.into() };
-        match tokio::time::timeout(patience, client.change_membership(query)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) if status.message().starts_with("etcdserver: ") => Err(Some(status)),
-            Ok(Err(_)) | Err(_) => Err(None),
-        }
+        let answered = answer(patience, client.change_membership(query)).await;
+        answered.map_err(|status| Some(status).filter(|status| status.message().starts_with("etcdserver: ")))
     }
 
     /// Asks the leader about a lease.
@@ -324,16 +328,21 @@ impl Peers {
 }
 
 impl Peers {
-    /// Asks all other members at once for the checksum at a revision. A member that is further, or not as far, says so.
-    pub async fn ask_hashes(&self, revision: i64) -> Vec<(u64, Result<HashKvAnswer, Status>)> {
+    /// Asks members at once for the checksum at a revision. A member that is further, or not as far, says so.
+    pub async fn ask_hashes(
+        &self,
+        members: &[u64],
+        revision: i64,
+    ) -> Vec<(u64, Result<HashKvAnswer, Status>)> {
         let mut asking = tokio::task::JoinSet::new();
-        let clients: Vec<_> = self.peers.read().iter().map(|(id, peer)| (*id, peer.client.clone())).collect();
-        for (id, mut client) in clients {
+        for id in members.iter().copied() {
             let query = HashKvQuery { cluster_id: self.cluster, revision };
+            let client = self.client(id);
             asking.spawn(async move {
-                let late = |_| Err(Status::unavailable("etcdserver: request timed out"));
-                let answer = tokio::time::timeout(HASH, client.hash_kv(query)).await.unwrap_or_else(late);
-                (id, answer.map(tonic::Response::into_inner))
+                let Some(mut client) = client else {
+                    return (id, Err(Status::not_found("no such peer")));
+                };
+                (id, answer(HASH, client.hash_kv(query)).await)
             });
         }
         asking.join_all().await

@@ -91,7 +91,7 @@ impl PeerService {
     /// Takes a snapshot from its chunks; returns its position and configuration.
     async fn receive(&self, chunks: &mut Streaming<SnapshotChunk>) -> Result<(u64, u64, ConfState), Status> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let mut receiver = Receiver::new(&self.snapshots.lock(), serial);
+        let mut receiver = receiver(&self.snapshots, serial);
         let (mut crc, mut length) = (crc32fast::Hasher::new(), 0);
         let end = loop {
             match chunks.message().await?.and_then(|chunk| chunk.part) {
@@ -133,6 +133,11 @@ impl PeerService {
             Err(Refused::Stopped) => Err(status::stopped()),
         }
     }
+}
+
+/// Whoever makes a snapshot keeps the others waiting until it is done: meanwhile peers go on being heard.
+fn receiver(snapshots: &Mutex<Snapshots>, serial: u64) -> Receiver {
+    tokio::task::block_in_place(|| Receiver::new(&snapshots.lock(), serial))
 }
 
 fn refuse(error: &SnapshotError) -> Status {
@@ -254,5 +259,39 @@ impl Peer for PeerService {
         let (members, index) = self.server.change_membership_here(change).await?;
         let members = MemberListResponse { header: None, members }.encode_to_vec().into();
         Ok(Response::new(MembershipAnswer { index, members }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::env::Env;
+
+    #[test]
+    fn a_snapshot_in_the_making_keeps_no_peer_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = Snapshots::open(Env::real().disk, directory.path(), 1).unwrap();
+        let snapshots = Arc::new(Mutex::new(opened));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let being_made = snapshots.lock();
+        let (begun, has_begun) = mpsc::channel();
+        let receiving: Vec<_> = (0..3)
+            .map(|serial| {
+                let (snapshots, begun) = (snapshots.clone(), begun.clone());
+                runtime.spawn(async move {
+                    begun.send(()).unwrap();
+                    receiver(&snapshots, serial)
+                })
+            })
+            .collect();
+        for _ in &receiving {
+            has_begun.recv_timeout(Duration::from_secs(20)).expect("one waits for the other");
+        }
+        drop(being_made);
+        for receiver in receiving {
+            drop(runtime.block_on(receiver).unwrap());
+        }
     }
 }

@@ -68,6 +68,23 @@ async fn all_members_are_killed_at_once() {
     assert_holds(&clients[0].all("load/").await.unwrap(), &acknowledged);
 }
 
+/// What may be asked for at most is not too much for the other members.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_request_is_replicated() {
+    let mut members = harness::members(3);
+    for member in &mut members {
+        member.extra = vec![format!("--max-request-bytes={}", 32 << 20)];
+        member.start();
+    }
+    for member in &members {
+        member.ready().await;
+    }
+    let client = members[0].client();
+    client.put("large", vec![7; (32 << 20) - 100]).await.unwrap();
+    client.put("after", "x").await.unwrap();
+    agree(&members).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_fell_behind_the_log_gets_a_snapshot() {
     let mut members = harness::group(3).await;

@@ -2,17 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 
 use keelson_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
 use keelson_proto::etcd::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
-    PutRequest, RangeRequest,
+    MemberRemoveRequest, PutRequest, RangeRequest,
 };
+use keelson_proto::peer::MessageBatch;
+use keelson_proto::peer::peer_client::PeerClient;
 use kube_store::mvcc::{Backend, SledBackend};
 use tonic::Code;
 
 use crate::etcd::Etcd;
 use crate::harness::{self, Client, Member, eventually};
+use crate::recovery::Liar;
 
 /// What etcdctl prints; it has to succeed.
 pub fn etcdctl(ports: &[u16], arguments: &[&str]) -> String {
@@ -127,6 +131,49 @@ async fn a_member_without_space_stops_the_writes_of_all() {
     assert_eq!(etcdctl(&[members[2].client_port], &["alarm", "list"]), "");
 }
 
+/// The alarm of a member that is dead or removed would refuse the writes of all for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_does_not_outlive_its_member() {
+    let mut members = harness::members(3);
+    members[1].extra = vec!["--quota-backend-bytes=1000000".to_owned()];
+    for member in &mut members {
+        member.start();
+    }
+    for member in &members {
+        member.ready().await;
+    }
+    let clients: Vec<Client> = members.iter().map(Member::client).collect();
+    let id = clients[1].status().await.unwrap().header.unwrap().member_id;
+    let refused = async || {
+        eventually("writes are refused", || async { clients[0].put("k", vec![7; 200_000]).await.err() }).await
+    };
+    refused().await;
+    let port = members[2].client_port;
+    let listed = || etcdctl(&[port], &["alarm", "list"]);
+    assert_eq!(listed(), format!("memberID:{id} alarm:NOSPACE \n"));
+    members[1].kill();
+    eventually("writes resume by themselves", || async { clients[0].put("a", "v").await.ok() }).await;
+    assert_eq!(listed(), "");
+    // It still has too much.
+    members[1].start();
+    members[1].ready().await;
+    refused().await;
+    assert_eq!(listed(), format!("memberID:{id} alarm:NOSPACE \n"));
+    eventually("it is removed", || async {
+        clients[0].cluster.clone().member_remove(MemberRemoveRequest { id }).await.ok()
+    })
+    .await;
+    assert_eq!(listed(), "");
+    clients[0].put("a", "v").await.unwrap();
+    let late = AlarmRequest {
+        action: AlarmAction::Activate as i32,
+        member_id: id,
+        alarm: AlarmType::Nospace as i32,
+    };
+    clients[0].maintenance.clone().alarm(late).await.unwrap();
+    assert_eq!(listed(), "", "it is no member any more");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn maintenance_with_etcdctl() {
     let members = harness::group(3).await;
@@ -201,6 +248,39 @@ async fn a_member_with_other_data_is_found() {
     let id = eventually("it is up", || async { clients[wrong].status().await.ok() }).await;
     assert_eq!(listed, format!("memberID:{} alarm:CORRUPT \n", id.header.unwrap().member_id));
     assert_eq!(clients[wrong].get("a").await.unwrap_err().message(), "etcdserver: corrupt cluster");
+}
+
+/// Whoever introduces itself is answered, but is no member for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_has_no_say_in_who_is_wrong() {
+    let mut member = harness::members(1).remove(0);
+    member.extra = vec!["--experimental-corrupt-check-time=200ms".to_owned()];
+    member.start();
+    member.ready().await;
+    let client = member.client();
+    client.put("a", "1").await.unwrap();
+    let port = harness::free_port();
+    let (liar, lies) = Liar::listen(port).await;
+    let batch = MessageBatch {
+        cluster_id: client.status().await.unwrap().header.unwrap().cluster_id,
+        from: 77,
+        peer_urls: vec![format!("http://127.0.0.1:{port}")],
+        // Refused, so that the answer says that the rest was heard.
+        messages: vec![b"no message"[..].into()],
+    };
+    let mut peer = PeerClient::connect(member.peer_url()).await.unwrap();
+    let refused = peer.messages(tokio_stream::iter([batch])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    let compared = || member.log().matches("compared the members' data").count();
+    let before = compared();
+    eventually("it has compared twice", || async {
+        assert!(!member.log().contains("members hold different data"), "a stranger is believed");
+        (compared() > before + 1).then_some(())
+    })
+    .await;
+    assert_eq!(liar.compared.load(Ordering::Relaxed), 0, "it is not even asked");
+    client.put("b", "2").await.unwrap();
+    lies.abort();
 }
 
 /// Runs one of the binary's own commands; gives its exit code and what it prints.

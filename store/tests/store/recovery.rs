@@ -1,5 +1,5 @@
 //! A quorum that is lost for good: one command makes a survivor a cluster of its own, and the others join it by
-//! themselves, whenever they are killed. Nobody gives up data on one peer's word, or against a majority that lives.
+//! themselves, whenever they are killed. Nobody gives up data on what a peer says unasked, or against a majority that lives.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use keelson_proto::peer::{
     MembershipQuery, MessageBatch, MessagesResponse, SnapshotChunk, SnapshotResponse,
 };
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::agree;
@@ -223,10 +224,34 @@ async fn a_majority_that_lives_is_not_given_up() {
     voters(&members[0], 2).await;
 }
 
-/// Listens in a member's place, and says the worst.
+/// Listens in a member's place, and says the worst to whoever calls; only asked who the members are it is honest.
 #[derive(Clone, Default)]
-struct Liar {
+pub struct Liar {
     told: Arc<AtomicUsize>,
+    /// How often it was asked for a checksum.
+    pub compared: Arc<AtomicUsize>,
+}
+
+impl Liar {
+    /// Lies at a port until the task is aborted.
+    pub async fn listen(port: u16) -> (Self, JoinHandle<()>) {
+        let address: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
+        let liar = Self::default();
+        let lying = liar.clone();
+        let lies = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service = TowerToHyperService::new(PeerServer::new(lying.clone()));
+                let builder = auto::Builder::new(TokioExecutor::new());
+                tokio::spawn(async move {
+                    // Whoever called may end the connection as it likes.
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        (liar, lies)
+    }
 }
 
 fn superseded<T>() -> Result<Response<T>, Status> {
@@ -260,8 +285,16 @@ impl Peer for Liar {
         superseded()
     }
 
-    async fn hash_kv(&self, _: Request<HashKvQuery>) -> Result<Response<HashKvAnswer>, Status> {
-        superseded()
+    async fn hash_kv(&self, query: Request<HashKvQuery>) -> Result<Response<HashKvAnswer>, Status> {
+        self.compared.fetch_add(1, Ordering::Relaxed);
+        let hash_revision = query.into_inner().revision;
+        // Of data that were never compacted.
+        Ok(Response::new(HashKvAnswer {
+            hash: 1,
+            compact_revision: -1,
+            hash_revision,
+            revision: hash_revision,
+        }))
     }
 
     async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
@@ -277,26 +310,12 @@ impl Peer for Liar {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_gives_up_data_on_a_peers_word() {
+async fn nobody_gives_up_data_on_what_a_peer_says_unasked() {
     let mut members = harness::group(3).await;
     members[1].client().put("a", "1").await.unwrap();
     agree(&members).await;
     members[0].kill();
-    let address: SocketAddr = format!("127.0.0.1:{}", members[0].peer_port).parse().unwrap();
-    let listener = TcpListener::bind(address).await.unwrap();
-    let liar = Liar::default();
-    let lying = liar.clone();
-    let lies = tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let service = TowerToHyperService::new(PeerServer::new(lying.clone()));
-            let builder = auto::Builder::new(TokioExecutor::new());
-            tokio::spawn(async move {
-                // Whoever called may end the connection as it likes.
-                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
+    let (liar, lies) = Liar::listen(members[0].peer_port).await;
     eventually("the others go on", || async { members[1].client().put("a", "2").await.ok() }).await;
     members[2].kill();
     eventually("it is told, and has no leader", || async {

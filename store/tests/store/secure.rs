@@ -5,11 +5,13 @@ use std::net::TcpStream;
 use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::harness::{self, Client, Member, eventually};
 use crate::operate::tool;
 use keelson_proto::etcd::etcdserverpb::MemberAddRequest;
+use keelson_proto::peer::MembersRequest;
+use keelson_proto::peer::peer_client::PeerClient;
 
 /// A CA and one certificate that is good for everything, as PEM files in a directory.
 fn certificates(directory: &Path) {
@@ -24,26 +26,36 @@ fn certificates(directory: &Path) {
     std::fs::write(directory.join("leaf.key"), key.serialize_pem()).unwrap();
 }
 
+/// All that says who may speak: a CA, and that certificates are asked for.
 fn flags(directory: &Path, plain_port: u16) -> Vec<String> {
+    let mut flags = flags_without_auth(directory, plain_port);
+    flags.extend(["--client-cert-auth".to_owned(), "--peer-client-cert-auth".to_owned()]);
+    flags
+}
+
+fn flags_without_auth(directory: &Path, plain_port: u16) -> Vec<String> {
     let file = |name: &str| directory.join(name).display().to_string();
     let mut flags = vec![format!("--listen-metrics-urls=http://127.0.0.1:{plain_port}")];
     for prefix in ["", "peer-"] {
         flags.push(format!("--{prefix}cert-file={}", file("leaf.crt")));
         flags.push(format!("--{prefix}key-file={}", file("leaf.key")));
         flags.push(format!("--{prefix}trusted-ca-file={}", file("ca.crt")));
-        flags.push(format!("--{prefix}client-cert-auth"));
     }
     flags
 }
 
 fn client(member: &Member, directory: &Path, with_identity: bool) -> Client {
+    Client::new(channel(member.client_port, directory, with_identity))
+}
+
+fn channel(port: u16, directory: &Path, with_identity: bool) -> Channel {
     let pem = |name: &str| std::fs::read(directory.join(name)).unwrap();
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem("ca.crt")));
     if with_identity {
         tls = tls.identity(Identity::from_pem(pem("leaf.crt"), pem("leaf.key")));
     }
-    let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{}", member.client_port)).unwrap();
-    Client::new(endpoint.tls_config(tls).unwrap().connect_lazy())
+    let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}")).unwrap();
+    endpoint.tls_config(tls).unwrap().connect_lazy()
 }
 
 pub fn get(port: u16, path: &str) -> String {
@@ -117,6 +129,26 @@ async fn three_members_with_certificates() {
     assert_eq!(code, 0, "{said}");
     let (code, said) = tool(&["snapshot", "status", &target]);
     assert_eq!(code, 0, "{said}");
+}
+
+/// A trusted CA says enough, for clients and for peers: `--client-cert-auth` need not be given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trusted_ca_alone_asks_for_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    certificates(directory.path());
+    let mut member = harness::secure_members(1).remove(0);
+    member.extra = flags_without_auth(directory.path(), harness::free_port());
+    member.start();
+    let known = client(&member, directory.path(), true);
+    eventually("it serves", || async { known.put("k", "v").await.ok() }).await;
+    let stranger = client(&member, directory.path(), false);
+    assert!(stranger.get("k").await.is_err(), "without a certificate clients are told nothing");
+    let ask = async |with_identity: bool| {
+        let channel = channel(member.peer_port, directory.path(), with_identity);
+        PeerClient::new(channel).members(MembersRequest {}).await
+    };
+    assert!(ask(true).await.is_ok());
+    assert!(ask(false).await.is_err(), "without a certificate peers are told nothing");
 }
 
 /// It asks who the members are with its own certificate, and is not heard without one.
