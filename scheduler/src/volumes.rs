@@ -237,8 +237,8 @@ impl Volumes {
         }
     }
 
-    pub fn claim(&self, namespace: &str, name: &str) -> Option<&ClaimInfo> {
-        Some(&**self.claims.get(namespace)?.get(name)?)
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<&Arc<ClaimInfo>> {
+        self.claims.get(namespace)?.get(name)
     }
 
     pub fn set_volume(&mut self, volume: Arc<VolumeInfo>) {
@@ -250,12 +250,12 @@ impl Volumes {
     }
 
     pub fn volume(&self, name: &str) -> Option<&VolumeInfo> {
-        Some(&**self.volumes.get(name)?)
+        self.volumes.get(name).map(|volume| &**volume)
     }
 
     /// In the order of their names.
-    pub fn of_class<'a>(&'a self, class: &str) -> impl Iterator<Item = &'a VolumeInfo> {
-        self.volumes.values().map(|volume| &**volume).filter(move |volume| *volume.offered.class == *class)
+    pub fn of_class<'a>(&'a self, class: &str) -> impl Iterator<Item = &'a Arc<VolumeInfo>> {
+        self.volumes.values().filter(move |volume| *volume.offered.class == *class)
     }
 
     pub fn set_class(&mut self, class: Arc<ClassInfo>) {
@@ -267,6 +267,6 @@ impl Volumes {
     }
 
     pub fn class(&self, name: &str) -> Option<&ClassInfo> {
-        Some(&**self.classes.get(name)?)
+        self.classes.get(name).map(|class| &**class)
     }
 }

@@ -3,6 +3,7 @@
 //! it; other claims must be bound before.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::TopologySelectorTerm;
 use keelson_objects::nodes;
@@ -19,9 +20,9 @@ pub struct VolumeBinding;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// The volume is set aside for the claim.
-    Reserve { volume: VolumeInfo, claim: ClaimInfo },
+    Reserve { volume: Arc<VolumeInfo>, claim: Arc<ClaimInfo> },
     /// A volume is to be made for the claim that this node can use.
-    Provision { claim: ClaimInfo, node: Box<str> },
+    Provision { claim: Arc<ClaimInfo>, node: Box<str> },
 }
 
 /// How the pod's claims stand once a node is chosen.
@@ -35,14 +36,14 @@ pub enum Plan {
 
 /// The pod's claims; those that can never be bound on any node as things stand are refused before.
 struct Claims<'a> {
-    bound: Vec<&'a ClaimInfo>,
+    bound: Vec<&'a Arc<ClaimInfo>>,
     /// Smallest first, so that large volumes are left for large claims.
-    unbound: Vec<&'a ClaimInfo>,
+    unbound: Vec<&'a Arc<ClaimInfo>>,
 }
 
 /// How an unbound claim can come to a volume.
 enum Source<'a> {
-    Volume(&'a VolumeInfo),
+    Volume(&'a Arc<VolumeInfo>),
     Provisioner,
 }
 
@@ -72,7 +73,7 @@ fn usable<'a>(
     name: &str,
     ephemeral: bool,
     volumes: &'a Volumes,
-) -> Result<&'a ClaimInfo, Reason> {
+) -> Result<&'a Arc<ClaimInfo>, Reason> {
     let namespace = &pod.key.namespace;
     let Some(claim) = volumes.claim(namespace, name) else {
         return Err(if ephemeral {
@@ -131,12 +132,12 @@ pub fn plan(cycle: &Cycle<'_>, node: &NodeInfo) -> Plan {
     let steps = claims.unbound.iter().zip(sources).filter_map(|(claim, source)| match source {
         Source::Volume(volume) => {
             let is_its = volume.claim.as_ref().is_some_and(|of| of.uid == claim.uid);
-            (!is_its).then(|| Step::Reserve { volume: volume.clone(), claim: (*claim).clone() })
+            (!is_its).then(|| Step::Reserve { volume: volume.clone(), claim: Arc::clone(claim) })
         }
         Source::Provisioner => claim
             .selected_node
             .is_none()
-            .then(|| Step::Provision { claim: (*claim).clone(), node: (*node.name).into() }),
+            .then(|| Step::Provision { claim: Arc::clone(claim), node: (*node.name).into() }),
     });
     Plan::Wait { steps: steps.collect(), claims: names }
 }
@@ -169,12 +170,12 @@ fn sources<'a>(
 }
 
 fn sources_of_unbound<'a>(
-    claims: &[&'a ClaimInfo],
+    claims: &[&'a Arc<ClaimInfo>],
     volumes: &'a Volumes,
     node: &NodeInfo,
 ) -> Option<Vec<Source<'a>>> {
     let mut taken = HashSet::new();
-    let source = |claim: &&'a ClaimInfo| {
+    let source = |claim: &&'a Arc<ClaimInfo>| {
         if let Some(selected) = &claim.selected_node {
             if **selected != *node.name {
                 return None;
@@ -195,9 +196,9 @@ fn matching<'a>(
     volumes: &'a Volumes,
     node: &NodeInfo,
     taken: &HashSet<&str>,
-) -> Option<&'a VolumeInfo> {
+) -> Option<&'a Arc<VolumeInfo>> {
     let wanted = &claim.wanted;
-    let mut smallest: Option<&VolumeInfo> = None;
+    let mut smallest: Option<&Arc<VolumeInfo>> = None;
     for volume in volumes.of_class(&wanted.class) {
         let offered = &volume.offered;
         if taken.contains(&*volume.name)
@@ -246,8 +247,6 @@ fn is_among(topologies: &[TopologySelectorTerm], node: &NodeInfo) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::{Value, json};
 
     use super::*;
