@@ -144,7 +144,8 @@ fn tables_describe_explain_and_discovery() {
     let version: serde_json::Value = serde_json::from_str(&kubectl.run(&["version", "-o", "json"])).unwrap();
     let version = version["serverVersion"]["gitVersion"].to_string();
     assert!(version.starts_with("\"v1.36"), "{version}");
-    let info = kubectl.run(&["cluster-info"]);
+    // As it looks when no namespace is named.
+    let info = kubectl.run(&["cluster-info", "--namespace=kube-system"]);
     assert_eq!(info.matches("is running at").count(), 2, "{info}");
     assert!(info.contains("CoreDNS"), "{info}");
     assert!(info.contains("/api/v1/namespaces/kube-system/services/kube-dns:dns/proxy"), "{info}");

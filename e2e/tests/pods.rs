@@ -349,6 +349,94 @@ fn a_pod_that_fits_nowhere_says_why() {
 }
 
 #[test]
+fn a_pod_waits_until_its_claim_is_bound() {
+    let kubectl = Kubectl::shared("claims");
+    let mut storing = pod("storing", "sleep 3600");
+    storing["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+    kubectl.apply(&storing.to_string());
+    let waits = |reason: &str| {
+        let message = format!("0/2 nodes are available: {reason}.");
+        until_pod(&kubectl, "storing", &message, |pod| {
+            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+            conditions.into_iter().any(|c| c["type"] == "PodScheduled" && c["message"] == *message)
+        });
+    };
+    waits("persistentvolumeclaim \"data\" not found");
+    let message = event(&kubectl, "storing", "FailedScheduling");
+    assert_eq!(message, "0/2 nodes are available: persistentvolumeclaim \"data\" not found.");
+    let storage = json!({"requests": {"storage": "1Gi"}});
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": storage}});
+    kubectl.apply(&claim.to_string());
+    waits("pod has unbound immediate PersistentVolumeClaims");
+    // No controller of volumes runs here: the test plays it.
+    let volume = format!("data-{}", kubectl.namespace);
+    let node = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-2"]});
+    let object = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
+        "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "local": {"path": "/tmp"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [node]}]}}}});
+    kubectl.apply(&object.to_string());
+    let bound = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": volume}})
+    .to_string();
+    let bind = ["patch", "persistentvolumeclaim", "data", "--type=merge", "-p", &bound];
+    let scheduled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        kubectl.run(&bind);
+        until_pod(&kubectl, "storing", "it is where its volume is", |pod| {
+            pod["spec"]["nodeName"] == "node-2"
+        });
+    }));
+    kubectl.run(&["delete", "persistentvolume", &volume]);
+    assert!(scheduled.is_ok(), "the pod stays pending");
+}
+
+#[test]
+fn the_first_consumer_of_a_claim_has_its_volume_reserved() {
+    let kubectl = Kubectl::shared("consumer");
+    let name = format!("late-{}", kubectl.namespace);
+    let class = json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+        "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"});
+    let node = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-2"]});
+    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "local": {"path": "/tmp"},
+            "storageClassName": name,
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [node]}]}}}});
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": name,
+            "resources": {"requests": {"storage": "1Gi"}}}});
+    let mut storing = pod("storing", "sleep 3600");
+    storing["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+    let bound = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": name}})
+    .to_string();
+    let available = json!({"status": {"phase": "Available"}}).to_string();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for object in [&class, &volume, &claim, &storing] {
+            kubectl.apply(&object.to_string());
+        }
+        // No controller of volumes runs here: the test plays it.
+        let offer =
+            ["patch", "persistentvolume", &name, "--subresource=status", "--type=merge", "-p", &available];
+        kubectl.run(&offer);
+        until("the volume is reserved", LONG, || {
+            let volume = kubectl.object(&["persistentvolume", &name])?;
+            let claim = &volume["spec"]["claimRef"];
+            let reserved = claim["name"] == "data" && claim["namespace"] == *kubectl.namespace;
+            if reserved { Ok(()) } else { Err(volume["spec"].to_string()) }
+        });
+        kubectl.run(&["patch", "persistentvolumeclaim", "data", "--type=merge", "-p", &bound]);
+        until_pod(&kubectl, "storing", "it is where its volume is", |pod| {
+            pod["spec"]["nodeName"] == "node-2"
+        });
+    }));
+    kubectl.run(&["delete", "persistentvolume", &name]);
+    kubectl.run(&["delete", "storageclass", &name]);
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
 fn alone_taints_keep_pods_away_that_do_not_tolerate_them() {
     let kubectl = Kubectl::shared("taints");
     let key = format!("example.com/{}", kubectl.namespace);

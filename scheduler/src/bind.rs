@@ -1,14 +1,19 @@
 //! Carrying a decision out: the binding, or the condition that says why there is none.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Binding, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use keelson_client::events::{Recorder, Type};
 use keelson_objects::times;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
+use crate::plugins::volume_binding::Step;
 use crate::pod::{PodInfo, PodKey};
+use crate::volumes::SELECTED_NODE;
+
+/// On a volume that was given to its claim, not set aside for it by a person: it is free again without the claim.
+const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 
 /// Why a pod could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +23,15 @@ pub enum BindError {
     Settled(#[source] Box<kube::Error>),
     #[error("the API server refused the binding")]
     Refused(#[source] Box<kube::Error>),
+}
+
+/// Why a volume could not be set aside, or asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("persistentvolume {volume:?} cannot be reserved for persistentvolumeclaim {claim:?}")]
+    Reserve { volume: String, claim: String, source: Box<kube::Error> },
+    #[error("no volume can be requested for persistentvolumeclaim {claim:?}")]
+    Provision { claim: String, source: Box<kube::Error> },
 }
 
 /// Speaks to the API server for the scheduler.
@@ -63,6 +77,54 @@ impl Binder {
             }
             Err(error) => Err(BindError::Refused(Box::new(error))),
         }
+    }
+
+    /// Takes the steps by which a pod's claims get their volumes. The versions say that what was decided on is still
+    /// so: a volume that another claim has got meanwhile is not taken from it.
+    pub async fn prepare_volumes(&self, steps: &[Step]) -> Result<(), VolumeError> {
+        for step in steps {
+            match step {
+                Step::Reserve { volume, claim } => {
+                    let mut patch = json!({
+                        "metadata": { "resourceVersion": volume.resource_version },
+                        "spec": { "claimRef": {
+                            "apiVersion": "v1",
+                            "kind": "PersistentVolumeClaim",
+                            "namespace": claim.namespace,
+                            "name": claim.name,
+                            "uid": claim.uid,
+                            "resourceVersion": claim.resource_version,
+                        }},
+                    });
+                    if !volume.is_for(claim) {
+                        patch["metadata"]["annotations"] = json!({ BOUND_BY_CONTROLLER: "yes" });
+                    }
+                    let volumes = Api::<PersistentVolume>::all(self.client.clone());
+                    let patched =
+                        volumes.patch(&volume.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+                    patched.map_err(|error| VolumeError::Reserve {
+                        volume: volume.name.to_string(),
+                        claim: claim.name.to_string(),
+                        source: Box::new(error),
+                    })?;
+                }
+                Step::Provision { claim, node } => {
+                    let patch = json!({ "metadata": {
+                        "resourceVersion": claim.resource_version,
+                        "annotations": { SELECTED_NODE: node },
+                    }});
+                    let claims =
+                        Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &claim.namespace);
+                    let patched =
+                        claims.patch(&claim.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+                    patched.map_err(|error| VolumeError::Provision {
+                        claim: claim.name.to_string(),
+                        source: Box::new(error),
+                    })?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Says in an event why the pod has no node.

@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use crate::cache::NodeInfo;
 use crate::framework::{Cycle, Filter, Reason, Score};
-use crate::namespaces::Namespaces;
-use crate::pod::PodInfo;
 
 /// The rules in force, in order.
 pub struct Profile {
@@ -18,10 +16,18 @@ pub struct Profile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unschedulable {
     pub nodes: usize,
-    /// How many nodes were refused for each reason.
-    pub reasons: BTreeMap<Reason, usize>,
+    pub refused: Refused,
     /// The rules that refused.
     pub plugins: Vec<&'static str>,
+}
+
+/// What was refused, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// The pod, by all nodes alike.
+    Pod(Reason),
+    /// Each node for its own reasons; how many for each of them.
+    Nodes(BTreeMap<Reason, usize>),
 }
 
 impl std::fmt::Display for Unschedulable {
@@ -30,36 +36,43 @@ impl std::fmt::Display for Unschedulable {
         if self.nodes == 0 {
             return f.write_str("no nodes available to schedule pods");
         }
-        write!(f, "0/{} nodes are available:", self.nodes)?;
-        let mut parts: Vec<String> =
-            self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-        parts.sort();
-        write!(f, " {}.", parts.join(", "))
+        write!(f, "0/{} nodes are available: ", self.nodes)?;
+        match &self.refused {
+            Refused::Pod(reason) => write!(f, "{reason}."),
+            Refused::Nodes(reasons) => {
+                let mut parts: Vec<String> =
+                    reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+                parts.sort();
+                write!(f, "{}.", parts.join(", "))
+            }
+        }
     }
 }
 
 /// Finds the best node. Ties are broken by `tie_break`, which gets the number of equals and picks one.
 pub fn decide(
     profile: &Profile,
-    pod: &PodInfo,
-    nodes: &[Arc<NodeInfo>],
-    namespaces: &Namespaces,
+    cycle: &Cycle<'_>,
     tie_break: impl FnOnce(usize) -> usize,
-) -> Result<Arc<str>, Unschedulable> {
-    let cycle = Cycle { pod, nodes, namespaces };
+) -> Result<Arc<NodeInfo>, Unschedulable> {
+    let unschedulable = |refused, plugins| Unschedulable { nodes: cycle.nodes.len(), refused, plugins };
+    for filter in &profile.filters {
+        if let Some(reason) = filter.refuse(cycle) {
+            return Err(unschedulable(Refused::Pod(reason), vec![filter.name()]));
+        }
+    }
     let filters: Vec<_> =
-        profile.filters.iter().filter_map(|filter| Some((filter.name(), filter.prepare(&cycle)?))).collect();
-    let mut unschedulable =
-        Unschedulable { nodes: nodes.len(), reasons: BTreeMap::new(), plugins: Vec::new() };
+        profile.filters.iter().filter_map(|filter| Some((filter.name(), filter.prepare(cycle)?))).collect();
+    let (mut refusals, mut plugins) = (BTreeMap::new(), Vec::new());
     let mut feasible = Vec::new();
-    'nodes: for node in nodes {
+    'nodes: for node in cycle.nodes {
         for (name, filter) in &filters {
             if let Err(reasons) = filter(node) {
                 for reason in reasons {
-                    *unschedulable.reasons.entry(reason).or_default() += 1;
+                    *refusals.entry(reason).or_default() += 1;
                 }
-                if !unschedulable.plugins.contains(name) {
-                    unschedulable.plugins.push(name);
+                if !plugins.contains(name) {
+                    plugins.push(*name);
                 }
                 continue 'nodes;
             }
@@ -67,9 +80,9 @@ pub fn decide(
         feasible.push(node.clone());
     }
     match feasible.len() {
-        0 => Err(unschedulable),
-        1 => Ok(feasible[0].name.clone()),
-        _ => Ok(best(profile, &cycle, &feasible, tie_break)),
+        0 => Err(unschedulable(Refused::Nodes(refusals), plugins)),
+        1 => Ok(feasible.swap_remove(0)),
+        _ => Ok(best(profile, cycle, &feasible, tie_break)),
     }
 }
 
@@ -78,7 +91,7 @@ fn best(
     cycle: &Cycle<'_>,
     feasible: &[Arc<NodeInfo>],
     tie_break: impl FnOnce(usize) -> usize,
-) -> Arc<str> {
+) -> Arc<NodeInfo> {
     let mut totals = vec![0_i64; feasible.len()];
     for rule in &profile.scores {
         if let Some(scores) = rule.score(cycle, feasible) {
@@ -91,5 +104,5 @@ fn best(
     let equals: Vec<&Arc<NodeInfo>> =
         feasible.iter().zip(&totals).filter(|(_, total)| **total == highest).map(|(node, _)| node).collect();
     let chosen = tie_break(equals.len()).min(equals.len() - 1);
-    equals[chosen].name.clone()
+    equals[chosen].clone()
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::cache::NodeInfo;
 use crate::namespaces::Namespaces;
 use crate::pod::PodInfo;
+use crate::volumes::Volumes;
 
 /// The highest score that a plugin gives a node.
 pub const MAX_SCORE: i64 = 100;
@@ -26,11 +27,17 @@ pub struct Cycle<'a> {
     pub pod: &'a PodInfo,
     pub nodes: &'a [Arc<NodeInfo>],
     pub namespaces: &'a Namespaces,
+    pub volumes: &'a Volumes,
 }
 
 /// A rule that refuses nodes.
 pub trait Filter: Send + Sync {
     fn name(&self) -> &'static str;
+
+    /// Why the pod can run on no node at all, whichever there are (upstream's PreFilter).
+    fn refuse(&self, _cycle: &Cycle<'_>) -> Option<Reason> {
+        None
+    }
 
     /// The check for one pod, prepared; `None` where the rule has nothing to say to this pod.
     fn prepare<'a>(&self, cycle: &Cycle<'a>) -> Option<Check<'a>>;

@@ -18,3 +18,4 @@ pub mod queue;
 pub mod resources;
 pub mod selector;
 pub mod server;
+pub mod volumes;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Affinity, Pod, PodSpec, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{Affinity, Pod, PodSpec, Toleration, TopologySpreadConstraint, Volume};
 use keelson_objects::pods;
 
 use crate::labels::{self, Labels};
@@ -40,6 +40,14 @@ impl HostPort {
     }
 }
 
+/// A claim whose volume a pod uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsedClaim {
+    pub name: Box<str>,
+    /// Made for this pod, and by its name.
+    pub ephemeral: bool,
+}
+
 /// What a pod asks for beyond resources; most pods ask for little of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wishes {
@@ -47,6 +55,7 @@ pub struct Wishes {
     pub affinity: Option<Affinity>,
     pub tolerations: Vec<Toleration>,
     pub spread: Vec<TopologySpreadConstraint>,
+    pub claims: Vec<UsedClaim>,
 }
 
 /// One pod, as the scheduler sees it.
@@ -68,6 +77,11 @@ impl PodInfo {
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
         labels::get(&self.labels, key)
+    }
+
+    /// Whether a volume of the pod is this claim's.
+    pub fn uses_claim(&self, namespace: &str, name: &str) -> bool {
+        *self.key.namespace == *namespace && self.wishes.claims.iter().any(|used| *used.name == *name)
     }
 }
 
@@ -131,8 +145,20 @@ fn info(key: &PodKey, pod: &Pod, spec: &PodSpec) -> PodInfo {
             affinity: spec.affinity.clone(),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             spread: spec.topology_spread_constraints.clone().unwrap_or_default(),
+            claims: used_claims(&key.name, spec),
         }),
     }
+}
+
+fn used_claims(pod: &str, spec: &PodSpec) -> Vec<UsedClaim> {
+    let used = |volume: &Volume| {
+        if let Some(source) = &volume.persistent_volume_claim {
+            return Some(UsedClaim { name: source.claim_name.as_str().into(), ephemeral: false });
+        }
+        let name = || format!("{pod}-{}", volume.name).into();
+        volume.ephemeral.as_ref().map(|_| UsedClaim { name: name(), ephemeral: true })
+    };
+    spec.volumes.iter().flatten().filter_map(used).collect()
 }
 
 #[cfg(test)]
@@ -185,6 +211,19 @@ pub mod tests {
             panic!("not pending")
         };
         assert_eq!(info.host_ports.iter().map(|port| port.port).collect::<Vec<_>>(), [80, 81]);
+    }
+
+    #[test]
+    fn claims_of_volumes() {
+        let volumes = serde_json::json!([
+            {"name": "config", "configMap": {"name": "c"}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": "shared"}},
+            {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}},
+        ]);
+        let spec = serde_json::from_value(serde_json::json!({"containers": [], "volumes": volumes})).unwrap();
+        let used: Vec<_> =
+            used_claims("p", &spec).into_iter().map(|used| (used.name.to_string(), used.ephemeral)).collect();
+        assert_eq!(used, [("shared".to_owned(), false), ("p-scratch".to_owned(), true)]);
     }
 
     #[test]

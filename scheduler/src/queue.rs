@@ -117,15 +117,18 @@ impl Queue {
     }
 
     /// The pod did not fit (`waits_for_change`), or its binding failed (try again after a pause). Says nothing of
-    /// another pod that took its name in the meantime.
-    pub fn failed(&mut self, key: &PodKey, uid: &str, waits_for_change: bool, now: Instant) {
-        let Some(entry) = self.entries.get_mut(key).filter(|entry| *entry.pod.uid == *uid) else { return };
+    /// another pod that took its name in the meantime. False: the pod is not here any more.
+    pub fn failed(&mut self, key: &PodKey, uid: &str, waits_for_change: bool, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| *entry.pod.uid == *uid) else {
+            return false;
+        };
         let changed = matches!(entry.place, Place::InFlight { changed: true });
         if waits_for_change && !changed {
             entry.place = Place::Unschedulable(now);
         } else {
             self.pause(key, now);
         }
+        true
     }
 
     /// The cluster changed so that pods that did not fit may fit now.
@@ -136,6 +139,16 @@ impl Queue {
     /// A pod was placed: only pods that look at other pods can gain by it.
     pub fn pod_placed(&mut self, now: Instant) {
         self.wake_those(|pod| pod.wishes.affinity.is_some() || !pod.wishes.spread.is_empty(), now);
+    }
+
+    /// A claim is new or has changed: only pods that use it can gain by it.
+    pub fn claim_changed(&mut self, namespace: &str, name: &str, now: Instant) {
+        self.wake_those(|pod| pod.uses_claim(namespace, name), now);
+    }
+
+    /// A volume or a class of volumes is new or has changed.
+    pub fn volumes_changed(&mut self, now: Instant) {
+        self.wake_those(|pod| !pod.wishes.claims.is_empty(), now);
     }
 
     fn wake_those(&mut self, concerned: impl Fn(&PodInfo) -> bool, now: Instant) {
@@ -237,6 +250,7 @@ fn backoff(attempts: u32) -> Duration {
 mod tests {
     use super::*;
     use crate::pod::tests::pod;
+    use crate::pod::{UsedClaim, Wishes};
 
     fn named(name: &str, priority: i32) -> Arc<PodInfo> {
         Arc::new(PodInfo { priority, ..pod(name, 0) })
@@ -271,6 +285,33 @@ mod tests {
         assert_eq!(popped(&mut queue, now), None);
         assert_eq!(queue.next_wake(now), Some(now + Duration::from_secs(1)));
         assert_eq!(popped(&mut queue, now + Duration::from_secs(1)).as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_claim_wakes_its_users_alone() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        let user = |name: &str, claim: &str| {
+            let claims = vec![UsedClaim { name: claim.into(), ephemeral: false }];
+            let wishes = Box::new(Wishes { claims, ..Wishes::default() });
+            Arc::new(PodInfo { wishes, ..pod(name, 0) })
+        };
+        let pods = [user("p", "c"), user("q", "d"), named("r", 0)];
+        pods.iter().for_each(|pod| queue.add(pod.clone(), now));
+        for pod in &pods {
+            queue.pop(now).unwrap();
+            queue.failed(&pod.key, &pod.uid, true, now);
+        }
+        let waiting = |queue: &Queue| queue.pending().unschedulable;
+        queue.claim_changed("other", "c", now);
+        assert_eq!(waiting(&queue), 3);
+        queue.claim_changed("default", "c", now);
+        assert_eq!(waiting(&queue), 2);
+        queue.volumes_changed(now);
+        assert_eq!(waiting(&queue), 1);
+        // Of a pod that is gone nothing is kept, and nothing is to be told.
+        queue.remove(&pods[2].key);
+        assert!(!queue.failed(&pods[2].key, &pods[2].uid, true, now));
     }
 
     #[test]

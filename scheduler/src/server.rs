@@ -2,27 +2,33 @@
 //! carried out beside it, so that one slow binding delays no other pod.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use keelson_client::cache::{self, Event};
+use keelson_component_base::exit;
 use kube::Api;
 use kube::core::PartialObjectMeta;
 use rand::Rng;
+use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::bind::{BindError, Binder};
+use crate::bind::{BindError, Binder, VolumeError};
 use crate::cache::{Cache, Change, NodeFacts};
 use crate::cycle::{self, Profile};
+use crate::framework::Cycle;
 use crate::labels::{self, Labels};
 use crate::metrics::{Metrics, Outcome};
 use crate::namespaces::Namespaces;
+use crate::plugins::volume_binding::{self, Plan};
 use crate::pod::{self, PodInfo, PodKey, PodState};
 use crate::queue::{Attempt, Queue};
+use crate::volumes::{ClaimInfo, ClassInfo, VolumeInfo, Volumes};
 
 /// Everything that can happen to the loop.
 enum Input {
@@ -32,9 +38,21 @@ enum Input {
     NamespaceGone(String),
     Pod(PodKey, PodState),
     PodGone(PodKey),
+    Claim(Arc<ClaimInfo>),
+    ClaimGone(Arc<ClaimInfo>),
+    Volume(Arc<VolumeInfo>),
+    VolumeGone(Arc<VolumeInfo>),
+    Class(Arc<ClassInfo>),
+    ClassGone(Arc<ClassInfo>),
     Synced,
     /// The reason why the pod waits could not be written: it is to be tried again.
     Unnoted(PodKey),
+    /// What the pod's claims need before they can be bound was written, or not.
+    VolumesPrepared {
+        pod: Arc<PodInfo>,
+        waits_for: String,
+        result: Result<(), VolumeError>,
+    },
     Bound {
         pod: Arc<PodInfo>,
         started: Instant,
@@ -47,7 +65,7 @@ enum Input {
 type Named<T> = (String, Arc<T>);
 
 /// Number of watches whose first list must be complete before anything is decided.
-const WATCHES: u8 = 3;
+const WATCHES: u8 = 6;
 
 /// Bindings that are under way at once: the API server's places are for everybody.
 const BINDS_AT_ONCE: usize = 100;
@@ -66,6 +84,9 @@ struct Watches {
     _nodes: Arc<cache::Cache<Named<NodeFacts>>>,
     _pods: Arc<cache::Cache<Option<(PodKey, PodState)>>>,
     _namespaces: Arc<cache::Cache<(String, Labels)>>,
+    _claims: Arc<cache::Cache<Arc<ClaimInfo>>>,
+    _volumes: Arc<cache::Cache<Arc<VolumeInfo>>>,
+    _classes: Arc<cache::Cache<Arc<ClassInfo>>>,
 }
 
 /// What was last told of a pod that does not fit, so that the same is not written again and again.
@@ -79,6 +100,7 @@ struct Told {
 struct State {
     cache: Cache,
     namespaces: Namespaces,
+    volumes: Volumes,
     queue: Queue,
     synced: u8,
     told: HashMap<PodKey, Told>,
@@ -93,6 +115,7 @@ impl Scheduler {
         let mut state = State {
             cache: Cache::default(),
             namespaces: Namespaces::default(),
+            volumes: Volumes::default(),
             queue: Queue::default(),
             synced: 0,
             told: HashMap::new(),
@@ -113,7 +136,7 @@ impl Scheduler {
                 () = wait => {}
             }
             for input in batch.drain(..) {
-                self.take(&mut state, input);
+                self.take(&mut state, input, &sender);
             }
             if state.synced == WATCHES {
                 for _ in 0..DECISIONS_IN_A_ROW {
@@ -171,10 +194,44 @@ impl Scheduler {
                 Event::Synced => Input::Synced,
             });
         });
-        Watches { _nodes: nodes, _pods: pods, _namespaces: namespaces }
+        Watches {
+            _nodes: nodes,
+            _pods: pods,
+            _namespaces: namespaces,
+            _claims: self.follow(sender, |claim| ClaimInfo::of(&claim), Input::Claim, Input::ClaimGone),
+            _volumes: self.follow(sender, |volume| VolumeInfo::of(&volume), Input::Volume, Input::VolumeGone),
+            _classes: self.follow(sender, |class| ClassInfo::of(&class), Input::Class, Input::ClassGone),
+        }
     }
 
-    fn take(&self, state: &mut State, input: Input) {
+    /// Watches all objects of a kind, of which the loop is told in the scheduler's own form.
+    fn follow<K, P>(
+        &self,
+        sender: &mpsc::UnboundedSender<Input>,
+        project: fn(K) -> P,
+        applied: fn(Arc<P>) -> Input,
+        gone: fn(Arc<P>) -> Input,
+    ) -> Arc<cache::Cache<Arc<P>>>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+        P: Send + Sync + 'static,
+    {
+        let project = move |object: K| Arc::new(project(object));
+        let all = Api::<K>::all(self.binder.client.clone());
+        let objects = cache::start(all, cache::config(), project, Vec::new());
+        let to_loop = sender.clone();
+        objects.subscribe(move |event| {
+            // A closed channel means that the loop has ended.
+            let _ = to_loop.send(match event {
+                Event::Applied { new, .. } => applied(new.as_ref().clone()),
+                Event::Deleted(last) => gone(last.as_ref().clone()),
+                Event::Synced => Input::Synced,
+            });
+        });
+        objects
+    }
+
+    fn take(&self, state: &mut State, input: Input, sender: &mpsc::UnboundedSender<Input>) {
         let change = match input {
             Input::Node(node) => state.cache.set_node(&node.0, node.1.clone()),
             Input::NodeGone(name) => state.cache.remove_node(&name),
@@ -208,6 +265,37 @@ impl Scheduler {
                 }
                 Change::Nothing
             }
+            Input::Claim(claim) => {
+                state.queue.claim_changed(&claim.namespace, &claim.name, Instant::now());
+                state.volumes.set_claim(claim);
+                Change::Nothing
+            }
+            Input::ClaimGone(claim) => {
+                state.volumes.remove_claim(&claim.namespace, &claim.name);
+                Change::Nothing
+            }
+            Input::Volume(volume) => {
+                state.volumes.set_volume(volume);
+                state.queue.volumes_changed(Instant::now());
+                Change::Nothing
+            }
+            Input::VolumeGone(volume) => {
+                state.volumes.remove_volume(&volume.name);
+                Change::Nothing
+            }
+            Input::Class(class) => {
+                state.volumes.set_class(class);
+                state.queue.volumes_changed(Instant::now());
+                Change::Nothing
+            }
+            Input::ClassGone(class) => {
+                state.volumes.remove_class(&class.name);
+                Change::Nothing
+            }
+            Input::VolumesPrepared { pod, waits_for, result } => {
+                self.volumes_prepared(state, &pod, waits_for, result, sender);
+                Change::Nothing
+            }
             Input::Bound { pod, started, since, result } => self.bound(state, &pod, started, since, result),
         };
         match change {
@@ -221,12 +309,31 @@ impl Scheduler {
         let started = Instant::now();
         let Attempt { pod, since, .. } = attempt;
         let nodes = state.cache.snapshot();
-        let decision = cycle::decide(&self.profile, &pod, &nodes, &state.namespaces, |equals| {
-            rand::rng().random_range(0..equals)
-        });
+        let cycle =
+            Cycle { pod: &pod, nodes: &nodes, namespaces: &state.namespaces, volumes: &state.volumes };
+        let decision = cycle::decide(&self.profile, &cycle, |equals| rand::rng().random_range(0..equals))
+            .map(|node| {
+                let plan = volume_binding::plan(&cycle, &node);
+                (node.name.clone(), plan)
+            });
         self.metrics.decided(started.elapsed().as_secs_f64());
         match decision {
-            Ok(node) => {
+            Ok((_, Plan::Wait { claims, steps })) => {
+                self.metrics.attempted(Outcome::Unschedulable, started.elapsed().as_secs_f64());
+                let waits_for =
+                    format!("waiting for persistentvolumeclaims to be bound: {}", claims.join(", "));
+                if steps.is_empty() {
+                    self.volumes_prepared(state, &pod, waits_for, Ok(()), sender);
+                    return;
+                }
+                let (binder, sender, binds) = (self.binder.clone(), sender.clone(), state.binds.clone());
+                tokio::spawn(async move {
+                    let _place = binds.acquire_owned().await.ok();
+                    let result = binder.prepare_volumes(&steps).await;
+                    let _ = sender.send(Input::VolumesPrepared { pod, waits_for, result });
+                });
+            }
+            Ok((node, Plan::Ready)) => {
                 state.cache.assume(&node, pod.clone());
                 state.queue.pod_placed(Instant::now());
                 let (binder, sender, binds) = (self.binder.clone(), sender.clone(), state.binds.clone());
@@ -248,6 +355,29 @@ impl Scheduler {
                 self.tell(state, &pod, message, sender);
             }
         }
+    }
+
+    /// The pod waits until a controller or a provisioner has bound its claims, or is tried again after a refusal.
+    fn volumes_prepared(
+        &self,
+        state: &mut State,
+        pod: &Arc<PodInfo>,
+        waits_for: String,
+        result: Result<(), VolumeError>,
+        sender: &mpsc::UnboundedSender<Input>,
+    ) {
+        if !state.queue.failed(&pod.key, &pod.uid, result.is_ok(), Instant::now()) {
+            return;
+        }
+        let message = match result {
+            Ok(()) => waits_for,
+            Err(error) => {
+                let message = exit::chain(&error);
+                tracing::warn!(pod = %pod.key, "{message}");
+                message
+            }
+        };
+        self.tell(state, pod, message, sender);
     }
 
     /// Tells people why a pod waits, each reason once until it changes.

@@ -1,5 +1,5 @@
-//! The scheduler's loop against an API server that the test plays: what it watches is fed by hand, and each binding
-//! is answered by hand.
+//! The scheduler's loop against an API server that the test plays: what it watches is fed by hand, each binding
+//! is answered by hand, and what it patches is looked at.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of a test fail as the test does")]
 
 use std::convert::Infallible;
@@ -34,6 +34,11 @@ struct Asked {
 
 struct Cluster {
     pods: mpsc::UnboundedSender<Value>,
+    claims: mpsc::UnboundedSender<Value>,
+    volumes: mpsc::UnboundedSender<Value>,
+    classes: mpsc::UnboundedSender<Value>,
+    /// Path and body of each patch.
+    patches: mpsc::UnboundedReceiver<(String, Value)>,
     bindings: mpsc::UnboundedReceiver<Asked>,
     stop: CancellationToken,
 }
@@ -75,11 +80,30 @@ fn answer(code: u16, body: &Value) -> Answer {
     Response::builder().status(code).body(body).unwrap()
 }
 
-/// Starts a scheduler for a cluster of one node, `n1`, without pods.
+/// A claim of 1Gi in class `late`.
+fn claim(name: &str, version: &str) -> Value {
+    json!({"kind": "PersistentVolumeClaim", "apiVersion": "v1",
+        "metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}"), "resourceVersion": version},
+        "spec": {"storageClassName": "late", "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}})
+}
+
+fn volume(name: &str, version: &str) -> Value {
+    json!({"kind": "PersistentVolume", "apiVersion": "v1",
+        "metadata": {"name": name, "resourceVersion": version},
+        "spec": {"storageClassName": "late", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}},
+        "status": {"phase": "Available"}})
+}
+
+/// Starts a scheduler for a cluster of one node, `n1`, without pods and volumes.
 fn start() -> Cluster {
     let (pods, of_pods) = mpsc::unbounded_channel();
     let (nodes, of_nodes) = mpsc::unbounded_channel();
     let (namespaces, of_namespaces) = mpsc::unbounded_channel();
+    let (claims, of_claims) = mpsc::unbounded_channel();
+    let (volumes, of_volumes) = mpsc::unbounded_channel();
+    let (classes, of_classes) = mpsc::unbounded_channel();
+    let (patched, patches) = mpsc::unbounded_channel();
     let allocatable = json!({"cpu": "4", "memory": "4Gi", "pods": "10"});
     let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n1", "resourceVersion": "1"},
         "status": {"allocatable": allocatable}});
@@ -87,12 +111,22 @@ fn start() -> Cluster {
     nodes.send(synced("Node", "v1")).unwrap();
     pods.send(synced("Pod", "v1")).unwrap();
     namespaces.send(synced("PartialObjectMetadata", "meta.k8s.io/v1")).unwrap();
-    let watches = [("/nodes", of_nodes), ("/pods", of_pods), ("/namespaces", of_namespaces)];
+    claims.send(synced("PersistentVolumeClaim", "v1")).unwrap();
+    volumes.send(synced("PersistentVolume", "v1")).unwrap();
+    classes.send(synced("StorageClass", "storage.k8s.io/v1")).unwrap();
+    let watches = [
+        ("/nodes", of_nodes),
+        ("/pods", of_pods),
+        ("/namespaces", of_namespaces),
+        ("/persistentvolumeclaims", of_claims),
+        ("/persistentvolumes", of_volumes),
+        ("/storageclasses", of_classes),
+    ];
     let watches = Arc::new(Mutex::new(watches.map(|(path, events)| (path, Some(events)))));
     let (asked, bindings) = mpsc::unbounded_channel();
     let keep = (nodes, namespaces);
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (watches, asked) = (watches.clone(), asked.clone());
+        let (watches, asked, patched) = (watches.clone(), asked.clone(), patched.clone());
         let _open = &keep;
         async move {
             let (parts, body) = request.into_parts();
@@ -109,6 +143,12 @@ fn start() -> Cluster {
                 let status = if code < 400 { "Success" } else { "Failure" };
                 let body = json!({"kind": "Status", "apiVersion": "v1", "status": status, "code": code});
                 return Ok::<_, Infallible>(answer(code, &body));
+            }
+            if parts.method == http::Method::PATCH {
+                let body = body.collect().await.unwrap().to_bytes();
+                let body: Value = serde_json::from_slice(&body).unwrap();
+                patched.send((path.clone(), body)).unwrap();
+                return Ok(answer(200, &json!({"metadata": {}})));
             }
             let mut watches = watches.lock().await;
             for (place, events) in watches.iter_mut() {
@@ -131,12 +171,31 @@ fn start() -> Cluster {
     };
     let stop = CancellationToken::new();
     tokio::spawn(scheduler.run(stop.clone()));
-    Cluster { pods, bindings, stop }
+    Cluster { pods, claims, volumes, classes, patches, bindings, stop }
 }
 
 impl Cluster {
     fn pod(&self, kind: &str, pod: Value) {
         self.pods.send(event(kind, pod)).unwrap();
+    }
+
+    /// The next patch of this path.
+    async fn patch(&mut self, path: &str) -> Value {
+        let find = async {
+            loop {
+                let (patched, body) = self.patches.recv().await.unwrap();
+                if patched == path {
+                    return body;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, find).await.expect("a patch in time")
+    }
+
+    /// Why the pod `ns/web-0` waits, as it is noted next.
+    async fn reason(&mut self) -> String {
+        let patch = self.patch("/api/v1/namespaces/ns/pods/web-0/status").await;
+        patch["status"]["conditions"][0]["message"].as_str().unwrap().to_owned()
     }
 
     async fn binding(&mut self) -> Asked {
@@ -166,4 +225,61 @@ async fn a_conflict_that_no_watch_explains_is_tried_again() {
     cluster.pod("ADDED", pod("web-0", "first", "2"));
     cluster.binding().await.answer.send(409).unwrap();
     assert_eq!(cluster.binding().await.uid, "first");
+}
+
+/// The pod `web-0` that uses the claim `data`.
+fn storing_pod() -> Value {
+    let mut pod = pod("web-0", "first", "2");
+    pod["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+    pod
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_its_claim() {
+    let mut cluster = start();
+    cluster.pod("ADDED", storing_pod());
+    let prefix = "0/1 nodes are available:";
+    assert_eq!(cluster.reason().await, format!("{prefix} persistentvolumeclaim \"data\" not found."));
+    let mut claim = claim("data", "3");
+    claim["spec"]["storageClassName"] = json!("immediate");
+    cluster.claims.send(event("ADDED", claim.clone())).unwrap();
+    let unbound = format!("{prefix} pod has unbound immediate PersistentVolumeClaims.");
+    assert_eq!(cluster.reason().await, unbound);
+    claim["metadata"]["resourceVersion"] = json!("4");
+    claim["metadata"]["annotations"] = json!({"pv.kubernetes.io/bind-completed": "yes"});
+    claim["spec"]["volumeName"] = json!("disk");
+    claim["status"] = json!({"phase": "Bound"});
+    cluster.claims.send(event("MODIFIED", claim)).unwrap();
+    assert_eq!(cluster.reason().await, format!("{prefix} persistentvolume \"disk\" not found."));
+    cluster.volumes.send(event("ADDED", volume("disk", "5"))).unwrap();
+    assert_eq!(cluster.binding().await.uid, "first");
+}
+
+#[tokio::test]
+async fn the_first_consumer_of_a_claim_reserves_its_volume() {
+    let mut cluster = start();
+    let class = json!({"kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
+        "metadata": {"name": "late", "resourceVersion": "2"}, "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer"});
+    cluster.classes.send(event("ADDED", class)).unwrap();
+    cluster.claims.send(event("ADDED", claim("data", "3"))).unwrap();
+    cluster.pod("ADDED", storing_pod());
+    // Watches are not ordered among each other, so the first reasons may be others.
+    let none = "0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind.";
+    while cluster.reason().await != none {}
+    cluster.volumes.send(event("ADDED", volume("disk", "4"))).unwrap();
+    let reserved = cluster.patch("/api/v1/persistentvolumes/disk").await;
+    assert_eq!(
+        reserved,
+        json!({"metadata": {"resourceVersion": "4", "annotations": {"pv.kubernetes.io/bound-by-controller": "yes"}},
+            "spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "ns",
+                "name": "data", "uid": "uid-data", "resourceVersion": "3"}}})
+    );
+    assert_eq!(cluster.reason().await, "waiting for persistentvolumeclaims to be bound: data");
+    // Then the controller of volumes binds the claim, which the test plays.
+    let mut bound = claim("data", "5");
+    bound["metadata"]["annotations"] = json!({"pv.kubernetes.io/bind-completed": "yes"});
+    bound["spec"]["volumeName"] = json!("disk");
+    cluster.claims.send(event("MODIFIED", bound)).unwrap();
+    assert_eq!(cluster.binding().await.node, "n1");
 }

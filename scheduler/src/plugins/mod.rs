@@ -7,6 +7,9 @@ pub mod resources;
 pub mod taints;
 pub mod topology_spread;
 pub mod unschedulable;
+pub mod volume_binding;
+pub mod volume_restrictions;
+pub mod volume_zone;
 
 use crate::cycle::Profile;
 
@@ -19,6 +22,9 @@ pub fn default_profile() -> Profile {
             Box::new(node_affinity::NodeAffinity),
             Box::new(host_ports::NodePorts),
             Box::new(resources::NodeResourcesFit),
+            Box::new(volume_restrictions::VolumeRestrictions),
+            Box::new(volume_binding::VolumeBinding),
+            Box::new(volume_zone::VolumeZone),
             Box::new(topology_spread::PodTopologySpread),
             Box::new(pod_affinity::InterPodAffinity),
         ],

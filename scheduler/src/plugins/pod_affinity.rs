@@ -204,6 +204,7 @@ mod tests {
     use crate::pod::tests::pod;
     use crate::pod::{PodKey, Wishes};
     use crate::resources::Resources;
+    use crate::volumes::Volumes;
 
     /// `namespace/name labels`, as in `prod/a app,tier`; each label has the value `x`.
     fn labelled(text: &str, affinity: &Value) -> PodInfo {
@@ -244,7 +245,9 @@ mod tests {
         namespaces.set("prod", &[("stage".into(), "prod".into())].into());
         let pod = labelled("ns/new self", affinity);
         let nodes: Vec<_> = nodes.iter().map(|(name, pods)| node(name, pods)).collect();
-        let check = InterPodAffinity.prepare(&Cycle { pod: &pod, nodes: &nodes, namespaces: &namespaces });
+        let volumes = Volumes::default();
+        let cycle = Cycle { pod: &pod, nodes: &nodes, namespaces: &namespaces, volumes: &volumes };
+        let check = InterPodAffinity.prepare(&cycle);
         let open = nodes.iter().filter(|node| check.as_ref().is_none_or(|check| check(node).is_ok()));
         open.map(|node| &*node.name).collect::<Vec<_>>().join(" ")
     }

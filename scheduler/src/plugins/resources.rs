@@ -114,6 +114,7 @@ mod tests {
     use crate::namespaces::Namespaces;
     use crate::pod::tests::pod;
     use crate::resources::Resources;
+    use crate::volumes::Volumes;
 
     fn node(milli_cpu: i64, used: i64, allowed_pods: i64) -> NodeInfo {
         let allocatable = Resources { milli_cpu, memory: 1 << 30, ..Resources::default() };
@@ -145,7 +146,15 @@ mod tests {
         let nodes = [Arc::new(node(1000, 800, 10)), Arc::new(node(1000, 100, 10))];
         let pod = pod("p", 100);
         let scores = NodeResourcesFit
-            .score(&Cycle { pod: &pod, nodes: &nodes, namespaces: &Namespaces::default() }, &nodes)
+            .score(
+                &Cycle {
+                    pod: &pod,
+                    nodes: &nodes,
+                    namespaces: &Namespaces::default(),
+                    volumes: &Volumes::default(),
+                },
+                &nodes,
+            )
             .unwrap();
         assert!(scores[1] > scores[0], "{scores:?}");
     }

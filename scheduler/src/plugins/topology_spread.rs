@@ -172,6 +172,7 @@ mod tests {
     use crate::pod::Wishes;
     use crate::pod::tests::pod;
     use crate::resources::Resources;
+    use crate::volumes::Volumes;
 
     fn labelled(name: &str) -> PodInfo {
         PodInfo { labels: [("app".into(), "web".into())].into(), ..pod(name, 0) }
@@ -213,7 +214,8 @@ mod tests {
             let spread = serde_json::from_value(constraints.into()).unwrap();
             let pod = PodInfo { wishes: Box::new(Wishes { spread, ..Wishes::default() }), ..labelled("new") };
             let nodes: Vec<_> = nodes.iter().map(|text| node(text)).collect();
-            let cycle = Cycle { pod: &pod, nodes: &nodes, namespaces: &Namespaces::default() };
+            let (namespaces, volumes) = (Namespaces::default(), Volumes::default());
+            let cycle = Cycle { pod: &pod, nodes: &nodes, namespaces: &namespaces, volumes: &volumes };
             let verdict = PodTopologySpread.prepare(&cycle).unwrap();
             assert_eq!(nodes.iter().map(|node| verdict(node).is_ok()).collect::<Vec<_>>(), expected);
         }
