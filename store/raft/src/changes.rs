@@ -31,6 +31,11 @@ impl Changes {
         Self { open: open.map(|entry| entry.index).collect(), ..Self::default() }
     }
 
+    /// As nearly always.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Entries enter the log, in place of what it had from the first of them on.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };

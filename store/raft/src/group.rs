@@ -529,6 +529,9 @@ impl<R> Group<R> {
     }
 
     fn withhold(&self, messages: &mut [Message]) {
+        if self.changes.is_empty() {
+            return;
+        }
         let commit = self.node.raft.raft_log.committed;
         for message in messages {
             self.changes.withhold(message, commit);

@@ -195,6 +195,9 @@ impl Node {
             .collect();
         tracing::info!(index, members = ids.join(", "), "the members are");
         self.membership.removed = members.is_removed(own);
+        if self.membership.removed {
+            tracing::warn!("this member was removed: it ends when another one says so too");
+        }
     }
 
     /// Counts a tick.

@@ -63,6 +63,8 @@ pub struct Snapshots {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
     latest: Option<Manifest>,
+    /// That the latest one's name is durable is not known: its fsync failed.
+    unsettled: bool,
 }
 
 /// Whether a file of this name in a directory of snapshots is one's manifest.
@@ -110,7 +112,7 @@ impl Snapshots {
         }
         // A process that was killed may have named it so and not made that durable: from now on the log is cut behind it.
         disk.sync_dir(directory)?;
-        let snapshots = Self { disk, directory: directory.to_owned(), latest };
+        let mut snapshots = Self { disk, directory: directory.to_owned(), latest, unsettled: false };
         snapshots.remove_unused()?;
         Ok(snapshots)
     }
@@ -207,14 +209,26 @@ impl Snapshots {
         file.sync()?;
         fail::fail_point!("snapshot_before_rename");
         self.disk.rename(&temporary, &self.directory.join(format!("{index:016x}{MANIFEST}")))?;
-        self.disk.sync_dir(&self.directory)?;
+        // Whatever comes of the fsync, it may be found after a loss of power: what it names is not written anew.
+        (self.latest, self.unsettled) = (Some(manifest), true);
+        self.settle()?;
         fail::fail_point!("snapshot_after_rename");
-        self.latest = Some(manifest);
         self.remove_unused()?;
         self.latest.as_ref().ok_or(SnapshotError::Malformed("no manifest"))
     }
 
-    fn remove_unused(&self) -> Result<(), SnapshotError> {
+    /// Makes the name of the latest one durable, if that failed.
+    fn settle(&mut self) -> Result<(), SnapshotError> {
+        if self.unsettled {
+            self.disk.sync_dir(&self.directory)?;
+            self.unsettled = false;
+        }
+        Ok(())
+    }
+
+    fn remove_unused(&mut self) -> Result<(), SnapshotError> {
+        // Or the one before it, which may be found instead, would lack its files.
+        self.settle()?;
         let current = self.latest.as_ref().map(|manifest| format!("{:016x}{MANIFEST}", position(manifest).0));
         for name in self.disk.list(&self.directory)? {
             let files = self.latest.iter().flat_map(|manifest| &manifest.files);
@@ -235,7 +249,7 @@ impl Snapshots {
         let names = disk.list(directory)?;
         let newest = names.iter().rfind(|name| name.ends_with(MANIFEST));
         let latest = newest.map(|name| read_manifest(&*disk, &directory.join(name))).transpose()?;
-        Ok(Self { disk, directory: directory.to_owned(), latest })
+        Ok(Self { disk, directory: directory.to_owned(), latest, unsettled: false })
     }
 
     /// Reads every record of the latest snapshot, in the order of revisions.

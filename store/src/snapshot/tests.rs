@@ -1,8 +1,10 @@
 //! Snapshots on real files: made, sent, restored, and refused when damaged.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use keelson_proto::etcd::etcdserverpb::PutRequest;
+use parking_lot::Mutex;
 
 use super::*;
 use crate::env::RealDisk;
@@ -70,6 +72,79 @@ fn a_second_snapshot_writes_only_what_is_new() {
     let reopened = open(directory.path()).unwrap();
     assert_eq!(restored_hash(&reopened), (store.hash(0).unwrap().0.hash, 4, (20, 3)));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3, "one manifest, two files");
+}
+
+/// Real files; directories cannot be synced while that is asked for.
+#[derive(Default)]
+struct Unsynced {
+    fails: AtomicBool,
+    created: Mutex<Vec<String>>,
+}
+
+impl Disk for Unsynced {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn env::File>> {
+        RealDisk.open(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn env::File>> {
+        self.created.lock().push(path.display().to_string());
+        RealDisk.create(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        match self.fails.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("input/output error")),
+            false => RealDisk.sync_dir(path),
+        }
+    }
+
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        RealDisk.available(path)
+    }
+}
+
+/// A manifest whose directory could not be synced may be found all the same, or the one before it.
+#[test]
+fn files_that_a_manifest_may_name_are_not_written_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, store) = (Arc::new(Unsynced::default()), store());
+    let mut snapshots = Snapshots::open(disk.clone(), directory.path(), 9).unwrap();
+    put(&store, "a", "1");
+    snapshots.take(&store, metadata(&store, 10), vec![1], 9).unwrap();
+    put(&store, "b", "2");
+    disk.fails.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        snapshots.take(&store, metadata(&store, 20), vec![1], 9).unwrap_err();
+        let names = disk.list(directory.path()).unwrap();
+        assert_eq!(names.iter().filter(|name| is_manifest(name)).count(), 2, "{names:?}");
+    }
+    disk.fails.store(false, Ordering::Relaxed);
+    snapshots.take(&store, metadata(&store, 20), vec![1], 9).unwrap();
+    let mut files = disk.created.lock().clone();
+    files.retain(|name| name.ends_with(FILE));
+    assert_eq!(files.len(), 2, "one for each range of revisions: {files:?}");
+    let reopened = open(directory.path()).unwrap();
+    assert_eq!(restored_hash(&reopened), (store.hash(0).unwrap().0.hash, 3, (20, 3)));
 }
 
 /// Its value lies in an older file; the deletion is in none if compaction may remove it before a snapshot has it.

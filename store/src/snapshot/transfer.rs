@@ -191,6 +191,7 @@ impl Receiver {
             return Err(SnapshotError::Malformed("this member is not in its configuration"));
         }
         if snapshots.latest().is_some_and(|latest| position(latest).0 >= index) {
+            snapshots.settle()?;
             return Ok((index, term, conf_state));
         }
         for file in &manifest.files {

@@ -96,6 +96,7 @@ pub fn check(
     let floor = Floor::new(history.iter(), start.revision);
     order(history, &floor);
     let leases = Leases::new(history);
+    leases.none_is_revoked_twice();
     if !clock_jumped {
         leases.none_is_lost_early(history);
     }
@@ -151,13 +152,11 @@ pub fn check(
                 .flatten()
                 .filter(|call| makes(call, &versions, at, changes))
                 .collect();
-            // A lease whose last keys went just before it was revoked: by another call, or at a revision that somebody knew
-            // before this one began (whoever deleted them has no answer then).
-            let several = makers.len() > 1;
-            makers.retain(|call| {
-                let revokes = matches!(call.request, Request::Operation(Operation::LeaseRevoke(_)));
-                !revokes || !(several || floor.before(call.begun) >= at)
-            });
+            // A lease whose last keys went just before it was revoked: by a call of another kind, or at a revision that
+            // somebody knew before this one began (whoever deleted them has no answer then).
+            let revokes = |call: &Call| matches!(call.request, Request::Operation(Operation::LeaseRevoke(_)));
+            let others = makers.iter().any(|call| !revokes(call));
+            makers.retain(|call| !revokes(call) || !(others || floor.before(call.begun) >= at));
             assert!(makers.len() <= 1, "revision {at} was told to several that wrote: {makers:#?}");
             if let [maker] = makers[..] {
                 assert!(
@@ -404,6 +403,20 @@ impl<'a> Leases<'a> {
             is_revocation && matches!(call.outcome, Outcome::Unknown) && call.begun < seen
         });
         revoked || clock_jumped || self.ends(lease, seen, true).is_some_and(|ends| seen >= ends)
+    }
+
+    /// Each id is granted once, so only one call can have ended it.
+    fn none_is_revoked_twice(&self) {
+        let revokes = |call: &&&Call| {
+            matches!(
+                (&call.request, &call.outcome),
+                (Request::Operation(Operation::LeaseRevoke(_)), Outcome::Applied { result: Ok(_), .. })
+            )
+        };
+        for (lease, calls) in &self.0 {
+            let revoked: Vec<_> = calls.iter().filter(revokes).collect();
+            assert!(revoked.len() <= 1, "lease {lease} is revoked twice: {revoked:#?}");
+        }
     }
 
     /// Nobody is told that a lease is gone before it could be.

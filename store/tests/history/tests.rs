@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 use keelson_proto::etcd::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest,
-    PutRequest, PutResponse, RangeRequest, RangeResponse,
+    LeaseRevokeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
 };
 use keelson_proto::etcd::mvccpb::KeyValue;
 use keelson_proto::etcd::storepb::command::Operation;
@@ -214,4 +214,27 @@ fn what_is_wrong_with_leases_is_found() {
     // Told to be gone, while it has to be there.
     renewed(15, keep_alive(13, 14, 0)).check(Err("lease 7 was to live until"));
     renewed(15, keep_alive(14, 15, 0)).check(Ok(()));
+    // Revoked once, or by nobody who could have done it.
+    let revoked = |begun, ended| Call {
+        ended: Some(ended * SECOND),
+        begun: begun * SECOND,
+        ..revoke(applied(5, Response::LeaseRevoke(LeaseRevokeResponse::default())))
+    };
+    renewed(14, revoked(13, 14)).check(Ok(()));
+    let with = |ended_at, calls: [Call; 2]| {
+        let mut history = History::with_lease(ended_at);
+        history.calls.extend(calls);
+        history
+    };
+    with(14, [revoked(13, 14), revoked(13, 15)]).check(Err("lease 7 is revoked twice"));
+    with(15, [revoked(13, 14), revoked(16, 17)]).check(Err("lease 7 is revoked twice"));
+    let nothing = Outcome::Read { revision: 5, response: RangeResponse::default() };
+    let known = call(14, 15, get(false), nothing);
+    with(14, [known.clone(), revoked(16, 17)]).check(Err("nobody deleted what revision 5 deletes"));
+    with(15, [known, revoked(16, 17)]).check(Ok(()));
+    let delete = DeleteRangeRequest { key: "k".into(), ..Default::default() };
+    let deleted = DeleteRangeResponse { deleted: 1, ..Default::default() };
+    let delete = Request::Operation(Operation::DeleteRange(delete));
+    let deleted = call(13, 14, delete, applied(5, Response::DeleteRange(deleted)));
+    with(14, [deleted, revoked(13, 14)]).check(Ok(()));
 }

@@ -37,6 +37,14 @@ struct Inode {
     durable: Vec<u8>,
     current: Vec<u8>,
     pending: Vec<Pending>,
+    /// Bits that have flipped and were not written anew.
+    flipped: Vec<usize>,
+}
+
+/// A bit of a file that has flipped.
+pub struct Flip {
+    inode: Shared,
+    place: usize,
 }
 
 fn write(content: &mut Vec<u8>, bytes: &[u8], offset: usize) {
@@ -47,6 +55,14 @@ fn write(content: &mut Vec<u8>, bytes: &[u8], offset: usize) {
 }
 
 impl Inode {
+    fn flip(&mut self, place: usize) {
+        for content in [&mut self.current, &mut self.durable] {
+            if let Some(byte) = content.get_mut(place / 8) {
+                *byte ^= 1 << (place % 8);
+            }
+        }
+    }
+
     fn sync(&mut self) {
         for pending in self.pending.drain(..) {
             match pending {
@@ -304,14 +320,13 @@ impl SimulatedDisk {
         Ok(Arc::new(SimulatedTree { tree, disk: self.clone() }))
     }
 
-    /// Flips a bit of a file whose name ends so, if there is one with content; gives its path and the place.
-    pub fn flip(&self, suffix: &str, random: &mut Random) -> Option<(PathBuf, usize)> {
+    /// Flips a bit of a file whose name ends so, if there is one with content.
+    pub fn flip(&self, suffix: &str, random: &mut Random) -> Option<Flip> {
         let state = self.0.lock();
         let mut files = Vec::new();
-        for (path, directory) in &state.directories {
-            for (name, inode) in directory.current.iter().filter(|(name, _)| name.ends_with(suffix)) {
-                files.push((path.join(name), inode.clone()));
-            }
+        for directory in state.directories.values() {
+            let named = directory.current.iter().filter(|(name, _)| name.ends_with(suffix));
+            files.extend(named.map(|(_, inode)| inode.clone()));
         }
         if suffix == ".wal" {
             // The last frame of the last segment cannot be told from one that was torn.
@@ -320,23 +335,25 @@ impl SimulatedDisk {
         if files.is_empty() {
             return None;
         }
-        let (path, inode) = files.swap_remove(random.index(files.len()));
+        let inode = files.swap_remove(random.index(files.len()));
         drop(state);
-        let length = inode.lock().current.iter().rposition(|byte| *byte != 0)? + 1;
+        let mut content = inode.lock();
+        let length = content.current.iter().rposition(|byte| *byte != 0)? + 1;
         let place = random.index(length * 8);
-        self.flip_at(&path, place);
-        Some((path, place))
+        content.flip(place);
+        content.flipped.push(place);
+        drop(content);
+        Some(Flip { inode, place })
     }
+}
 
-    pub fn flip_at(&self, path: &Path, place: usize) {
-        let state = self.0.lock();
-        let Ok(inode) = state.inode(path) else { return };
-        let mut inode = inode.lock();
-        for content in [0, 1] {
-            let content = if content == 0 { &mut inode.current } else { &mut inode.durable };
-            if let Some(byte) = content.get_mut(place / 8) {
-                *byte ^= 1 << (place % 8);
-            }
+impl Flip {
+    /// The operator brings the file back, if it is still what it was: its name may be another's by now.
+    pub fn mend(self) {
+        let mut inode = self.inode.lock();
+        if let Some(known) = inode.flipped.iter().position(|place| *place == self.place) {
+            inode.flipped.swap_remove(known);
+            inode.flip(self.place);
         }
     }
 }
@@ -395,6 +412,7 @@ impl Disk for SimulatedDisk {
                 let inode = inode.clone();
                 let mut content = inode.lock();
                 content.current.clear();
+                content.flipped.clear();
                 content.pending.push(Pending::Length(0));
                 drop(content);
                 inode
@@ -488,6 +506,8 @@ impl File for SimulatedFile {
             let part = &bytes[..count];
             let mut inode = self.inode.lock();
             write(&mut inode.current, part, offset as usize);
+            let written = offset as usize..offset as usize + count;
+            inode.flipped.retain(|place| !written.contains(&(place / 8)));
             inode.pending.push(Pending::Write(offset, part.to_vec()));
         }
         result

@@ -120,10 +120,7 @@ impl World {
                 self.fault_happened(Fault::Killed, 1);
                 self.end(member, Loss::Process);
             }
-            1 => {
-                self.fault_happened(Fault::PowerLost, 1);
-                self.end(member, Loss::Power);
-            }
+            1 => self.lose_power(member),
             2 => {
                 self.totals.event("power lost everywhere", 1);
                 self.fault_happened(Fault::PowerLost, count as u64);
@@ -193,6 +190,13 @@ impl World {
             }
         }
         self.note(|| format!("fault {what} of {member}"));
+    }
+
+    pub fn lose_power(&mut self, member: usize) {
+        if !self.plan.over {
+            self.fault_happened(Fault::PowerLost, 1);
+            self.end(member, Loss::Power);
+        }
     }
 
     /// What its disk does wrong is counted when it does.

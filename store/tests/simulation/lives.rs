@@ -7,7 +7,7 @@ use kube_store::snapshot::SnapshotError;
 use kube_store::start::StartError;
 use kube_store::wal::WalError;
 
-use crate::disk::{Faults, Loss};
+use crate::disk::{Faults, Flip, Loss};
 use crate::member::{Booted, DIRECTORY, Fate, Member, Process, TICK, boot, env};
 use crate::totals::Fault;
 use crate::world::{Action, MILLISECOND, World};
@@ -86,9 +86,7 @@ impl World {
                 | StartError::Snapshot(SnapshotError::Damaged(_)),
             ) if !flips.is_empty() => {
                 // Found, as it has to be; the operator brings the file back.
-                for (path, place) in flips.drain(..) {
-                    disk.flip_at(&path, place);
-                }
+                flips.drain(..).for_each(Flip::mend);
                 self.totals.event("damage found", 1);
                 self.start_failed(member);
             }

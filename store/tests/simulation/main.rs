@@ -63,7 +63,6 @@ fn run(seed: u64) -> (World, Verdict) {
         let next = world.now + SECOND;
         world.run(next);
     }
-    world.stop_others();
     world.watches.finish(&world.members);
     let watches: Vec<Watched<'_>> =
         world.watches.watches.iter().filter(|watch| !watch.is_tap()).map(|watch| watch.watched()).collect();

@@ -181,6 +181,9 @@ impl World {
     pub fn operate(&mut self) {
         let now = self.now;
         self.operator.waiting.retain(|waiting| waiting.deadline > now);
+        if self.plan.over {
+            self.stop_cut_off();
+        }
         if let Some(change) = self.wish() {
             self.ask(change);
         }
@@ -220,6 +223,8 @@ impl World {
         let everyone: Vec<u64> = self.lineage.newest().ids().collect();
         let some = everyone[random.index(everyone.len())];
         let change = match random.below(20) {
+            // So that whoever remains has nobody to ask for what it lost.
+            0..3 if voters.len() == 2 => Change::Remove(some),
             0..4 if voters.len() < VOTERS => return self.newcomer(false),
             4..7 => return self.newcomer(true),
             7..10 if !learners.is_empty() => Change::Promote(*learners.first()?),
@@ -436,6 +441,11 @@ impl World {
                 }
                 if *fate == Fate::Lost {
                     self.operator.vacant.push(*address);
+                }
+                if self.operator.random.one_in(2) {
+                    // Whoever knows it first may be the only one who does.
+                    let (delay, life) = (self.operator.random.below(10) * MILLISECOND, self.members[by].life);
+                    self.at(delay, Action::PowerLoss { member: by, life });
                 }
             }
             Change::Update(Named { id, peer_urls, .. }) => {

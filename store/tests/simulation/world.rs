@@ -9,7 +9,7 @@ use keelson_raft::Message;
 use kube_store::membership;
 
 use crate::clients::Clients;
-use crate::disk::{Faults, Loss};
+use crate::disk::{Faults, Flip, Loss};
 use crate::faults::{Network, Plan};
 use crate::lineage::Lineage;
 use crate::member::{Fate, Member, founders};
@@ -65,6 +65,11 @@ pub enum Action {
         member: usize,
         life: u64,
     },
+    /// A process and what is not durable of it are lost.
+    PowerLoss {
+        member: usize,
+        life: u64,
+    },
     /// Something goes wrong, and again after a while.
     Fault,
     /// Something goes wrong, in the middle of something else.
@@ -116,8 +121,8 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let time = Arc::new(AtomicU64::new(0));
-        // Mostly three members; a single one has nobody to ask for what it lost.
-        let count = [1, 3, 3, 3, 3, 3, 5][random.index(7)];
+        // Mostly three members; a single one has nobody to ask for what it lost, and of two each is needed.
+        let count = [1, 2, 3, 3, 3, 3, 5][random.index(7)];
         let members: Vec<Member> =
             (1..=count).map(|id| Member::new(id, true, id, time.clone(), random.between(95, 105))).collect();
         let founders = founders(&members);
@@ -223,6 +228,7 @@ impl World {
             Action::Removed { member, .. } => ("removed", of(member)),
             Action::Start { member } => ("start", of(member)),
             Action::Move { member, .. } => ("move", of(member)),
+            Action::PowerLoss { member, .. } => ("power", of(member)),
             Action::Fault => ("fault", 0),
             Action::Strike => ("strike", 0),
             Action::Operate => ("operate", 0),
@@ -242,7 +248,8 @@ impl World {
             | Action::Drain { member, life }
             | Action::Publish { member, life }
             | Action::Removed { member, life }
-            | Action::Move { member, life } => Some((*member, *life)),
+            | Action::Move { member, life }
+            | Action::PowerLoss { member, life } => Some((*member, *life)),
             Action::Snapshot(Transfer { to, .. }) | Action::Deliver(Batch { to, .. }) => {
                 Some((*to, self.members[*to].life))
             }
@@ -280,6 +287,7 @@ impl World {
             }
             Action::Start { member } => self.start(member),
             Action::Move { member, .. } => self.end(member, Loss::Process),
+            Action::PowerLoss { member, .. } => self.lose_power(member),
             Action::Fault => self.fault(),
             Action::Strike => self.strike(true),
             Action::Operate => self.operate(),
@@ -336,9 +344,7 @@ impl World {
         for member in &mut self.members {
             member.disk.set_faults(Faults::default());
             (member.paused_until, member.slowness) = (0, 1);
-            for (path, place) in member.flips.drain(..) {
-                member.disk.flip_at(&path, place);
-            }
+            member.flips.drain(..).for_each(Flip::mend);
         }
     }
 
@@ -356,10 +362,13 @@ impl World {
     }
 
     /// Whoever runs the cluster stops those that were removed and cannot learn it.
-    pub fn stop_others(&mut self) {
-        for member in 0..self.members.len() {
-            if !self.lineage.newest().contains(self.members[member].id) {
-                self.end(member, Loss::Process);
+    pub fn stop_cut_off(&mut self) {
+        for place in 0..self.members.len() {
+            let member = &self.members[place];
+            if self.lineage.newest().has_removed(member.id) && self.is_cut_off(member) {
+                self.totals.event("stopped after their removal", 1);
+                self.end(place, Loss::Process);
+                self.members[place].fate = Fate::Ended;
             }
         }
     }
@@ -374,10 +383,8 @@ impl World {
                 .then(|| (process.state.applied(), process.shared.commit()))
         };
         let positions: Vec<_> = self.current().map(position).collect();
-        let ended = |member: &Member| match member.process {
-            Some(_) => self.is_cut_off(member),
-            None => member.fate != Fate::Lives || !member.begun,
-        };
+        let ended =
+            |member: &Member| member.process.is_none() && (member.fate != Fate::Lives || !member.begun);
         positions.iter().all(|position| {
             position.is_some_and(|(applied, commit)| applied == commit) && *position == positions[0]
         }) && self.members.iter().all(|member| self.lineage.newest().contains(member.id) || ended(member))
