@@ -131,13 +131,16 @@ impl Deadlines {
         self.order.clear();
     }
 
-    /// Gives all leases that much more time: nobody could renew them meanwhile.
+    /// Gives leases that much more time, since nobody could renew them meanwhile: but not those whose revocation is under
+    /// way, which would be renewed and then end early.
     pub fn postpone(&mut self, by: Duration) {
-        self.order.clear();
         for (id, deadline) in &mut self.by_lease {
-            deadline.expires += by;
-            deadline.due += by;
-            self.order.insert((deadline.due, *id));
+            if deadline.due == deadline.expires {
+                self.order.remove(&(deadline.due, *id));
+                deadline.expires += by;
+                deadline.due += by;
+                self.order.insert((deadline.due, *id));
+            }
         }
     }
 
@@ -180,6 +183,10 @@ mod tests {
         assert_eq!(deadlines.take_expired(seconds(14), 9), [0_i64; 0]);
         assert_eq!(deadlines.left(2, seconds(14)), Some(11));
         assert_eq!(deadlines.take_expired(seconds(15), 9), [1]);
+        deadlines.postpone(seconds(5));
+        assert!(deadlines.is_expired(1, seconds(15)), "its revocation is under way");
+        assert_eq!(deadlines.left(2, seconds(15)), Some(15));
+        assert_eq!(deadlines.take_expired(seconds(18), 9), [1]);
     }
 
     #[test]
