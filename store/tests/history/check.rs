@@ -400,7 +400,7 @@ impl<'a> Leases<'a> {
         }
         let revoked = self.0.get(&lease).into_iter().flatten().any(|call| {
             let is_revocation = matches!(call.request, Request::Operation(Operation::LeaseRevoke(_)));
-            is_revocation && matches!(call.outcome, Outcome::Unknown) && call.begun < seen
+            is_revocation && matches!(call.outcome, Outcome::Unknown) && call.begun <= seen
         });
         revoked || clock_jumped || self.ends(lease, seen, true).is_some_and(|ends| seen >= ends)
     }
@@ -419,7 +419,7 @@ impl<'a> Leases<'a> {
         }
     }
 
-    /// Nobody is told that a lease is gone before it could be.
+    /// Nobody is told that a lease is gone before it could be. (In the simulation all of a member's turn is one moment.)
     fn none_is_lost_early(&self, history: &[Call]) {
         for call in history {
             let (Request::KeepAlive(lease), Outcome::KeptAlive(answer), Some(ended)) =
@@ -431,7 +431,7 @@ impl<'a> Leases<'a> {
                 continue;
             };
             let revoked = self.0.get(lease).into_iter().flatten().any(|other| {
-                matches!(other.request, Request::Operation(Operation::LeaseRevoke(_))) && other.begun < ended
+                matches!(other.request, Request::Operation(Operation::LeaseRevoke(_))) && other.begun <= ended
             });
             assert!(revoked || ended >= ends, "lease {lease} was to live until {ends}: {call:#?}");
         }
