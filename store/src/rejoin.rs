@@ -24,7 +24,7 @@ use crate::grpc::Server;
 use crate::incarnation::{Answer, Verdict, end_of, judge, peer_cluster};
 use crate::join::{JoinError, Origin, mark_joining};
 use crate::snapshot::Snapshots;
-use crate::start;
+use crate::start::{self, Purpose};
 use crate::transport::{Credentials, ask_change, ask_members};
 use crate::wal::Identity;
 
@@ -283,7 +283,7 @@ fn check_nothing_lost(
     incarnation: &Incarnation,
 ) -> Result<(), JoinError> {
     let Some(end) = end_of(incarnation, own) else { return Err(JoinError::Contested) };
-    let disks = start::open(env, directory, &Origin::Known(identity))
+    let disks = start::open(env, directory, &Origin::Known(identity), Purpose::Continue)
         .map_err(|error| JoinError::Data(Box::new(error)))?;
     let committed = disks.recovered.hard_state.commit.max(disks.loaded.applied.0);
     let term = disks.recovered.hard_state.term.max(disks.loaded.applied.1);

@@ -17,7 +17,7 @@ use crate::node::Chain;
 use crate::recovery::{RecoveryError, Replay};
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::trees::{Tree, read_tree, tree_numbers, tree_path};
-use crate::wal::{self, Inspected, WalError};
+use crate::wal::{self, Inspected, WAY_OUT, WalError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -101,7 +101,7 @@ impl Arguments {
         let last = log.recovered.last_index().max(position.0);
         if applied.0 > last {
             let what =
-                format!("the tree stands at entry {}, the log ends at {last}: it lost entries", applied.0);
+                format!("the tree stands at entry {}, the log ends at {last}: it lost entries. {WAY_OUT}", applied.0);
             return Err(Error::Inconsistent(what));
         }
         let tree = state_of((loaded, backend))?;

@@ -11,7 +11,7 @@ use keelson_proto::etcd::storepb::command::Operation;
 use keelson_proto::etcd::storepb::membership_change::Change;
 use keelson_raft::Entry;
 use kube_store::node::{Answer, Event, Stopped};
-use kube_store::wal::{Identity, Recovered, Wal};
+use kube_store::wal::{Identity, Known, Recovered, Wal};
 
 use tokio::sync::oneshot;
 
@@ -21,7 +21,7 @@ use crate::random::Random;
 
 fn open(disk: &SimulatedDisk) -> (Wal, Recovered) {
     let identity = Identity { cluster: 1, member: 1 };
-    Wal::open(Arc::new(disk.clone()), Path::new("/data/wal"), identity, 0, 7).unwrap()
+    Wal::open(Arc::new(disk.clone()), Path::new("/data/wal"), identity, Known::default(), 7).unwrap()
 }
 
 #[test]

@@ -158,6 +158,15 @@ pub struct Faults {
     pub room: Option<u64>,
 }
 
+/// A bit that flipped, with its byte.
+#[derive(Debug)]
+pub struct Flip {
+    pub path: PathBuf,
+    at: usize,
+    before: u8,
+    after: u8,
+}
+
 /// What it did wrong.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Told {
@@ -304,8 +313,8 @@ impl SimulatedDisk {
         Ok(Arc::new(SimulatedTree { tree, disk: self.clone() }))
     }
 
-    /// Flips a bit of a file whose name ends so, if there is one with content; gives its path and the place.
-    pub fn flip(&self, suffix: &str, random: &mut Random) -> Option<(PathBuf, usize)> {
+    /// Flips a bit of a file whose name ends so, if there is one with content.
+    pub fn flip(&self, suffix: &str, random: &mut Random) -> Option<Flip> {
         let state = self.0.lock();
         let mut files = Vec::new();
         for (path, directory) in &state.directories {
@@ -313,29 +322,40 @@ impl SimulatedDisk {
                 files.push((path.join(name), inode.clone()));
             }
         }
-        if suffix == ".wal" {
-            // The last frame of the last segment cannot be told from one that was torn.
-            files.pop();
-        }
         if files.is_empty() {
             return None;
         }
-        let (path, inode) = files.swap_remove(random.index(files.len()));
+        // The newest file, and the end of one, are where most happens.
+        let last = files.len() - 1;
+        let place = if random.one_in(3) { last } else { random.index(files.len()) };
+        let (path, inode) = files.swap_remove(place);
         drop(state);
         let length = inode.lock().current.iter().rposition(|byte| *byte != 0)? + 1;
-        let place = random.index(length * 8);
-        self.flip_at(&path, place);
-        Some((path, place))
+        let within = if random.one_in(3) { length.min(SECTOR) } else { length };
+        let (at, bit) = (length - 1 - random.index(within), 1 << random.index(8));
+        let before = inode.lock().current[at];
+        let flip = Flip { path, at, before, after: before ^ bit };
+        self.set(&flip.path, at, before, flip.after);
+        Some(flip)
     }
 
-    pub fn flip_at(&self, path: &Path, place: usize) {
+    /// Puts right what a flip damaged, unless that has been written over since.
+    pub fn flip_back(&self, flip: &Flip) {
+        self.set(&flip.path, flip.at, flip.after, flip.before);
+    }
+
+    fn set(&self, path: &Path, at: usize, from: u8, to: u8) {
         let state = self.0.lock();
         let Ok(inode) = state.inode(path) else { return };
         let mut inode = inode.lock();
-        for content in [0, 1] {
-            let content = if content == 0 { &mut inode.current } else { &mut inode.durable };
-            if let Some(byte) = content.get_mut(place / 8) {
-                *byte ^= 1 << (place % 8);
+        let Inode { current, durable, pending } = &mut *inode;
+        let pending = pending.iter_mut().filter_map(|pending| match pending {
+            Pending::Write(offset, bytes) => bytes.get_mut(at.checked_sub(*offset as usize)?),
+            Pending::Length(_) => None,
+        });
+        for byte in [current.get_mut(at), durable.get_mut(at)].into_iter().flatten().chain(pending) {
+            if *byte == from {
+                *byte = to;
             }
         }
     }
@@ -478,8 +498,10 @@ impl File for SimulatedFile {
             let more = (offset + bytes.len() as u64).saturating_sub(self.length()?);
             state.change().and_then(|()| state.take_room(more))
         };
-        // One that fails, or in the middle of which the process ends, may have written a part.
-        let count = if result.is_ok() { bytes.len() } else { bytes.len() / 2 };
+        // One that fails, or in the middle of which the process ends, may have written a part: the system takes it page
+        // by page.
+        let middle = (offset as usize + bytes.len() / 2) / SECTOR * SECTOR;
+        let count = if result.is_ok() { bytes.len() } else { middle.saturating_sub(offset as usize) };
         let is_gone = self.disk.is_blown();
         if is_gone && count > 0 {
             self.disk.0.lock().told.torn += 1;

@@ -1,7 +1,7 @@
 //! One member: its disk, which outlives it, and the process that runs on it at a time.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use crate::disk::SimulatedDisk;
+use crate::disk::{Flip, SimulatedDisk};
 
 pub const CLUSTER: u64 = 0x51;
 pub const DIRECTORY: &str = "/data";
@@ -57,7 +57,7 @@ pub struct Member {
     pub paused_until: u64,
     /// Something was done to it that it may end of.
     pub provoked: bool,
-    pub flips: Vec<(PathBuf, usize)>,
+    pub flips: Vec<Flip>,
     /// Its disk takes so much longer.
     pub slowness: u64,
     /// Its clock's rate against time, in percent.

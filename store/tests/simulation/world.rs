@@ -336,9 +336,7 @@ impl World {
         for member in &mut self.members {
             member.disk.set_faults(Faults::default());
             (member.paused_until, member.slowness) = (0, 1);
-            for (path, place) in member.flips.drain(..) {
-                member.disk.flip_at(&path, place);
-            }
+            member.flips.drain(..).for_each(|flip| member.disk.flip_back(&flip));
         }
     }
 
