@@ -88,6 +88,10 @@ impl Replay {
 /// has may have been acknowledged, and nobody is left to say otherwise), in which it is alone. That is a new incarnation,
 /// which the others join when they come back ([`crate::rejoin`]); one that is alone already stays as it is. `members` are
 /// those that the tree need not have, and `fresh` is a random number.
+///
+/// The snapshot stands behind the last entry, as if the beginning of the new cluster were one of its own. So a tree of the
+/// old one is older than it, and not taken for the state by whoever starts after a crash: what its manifest's name makes
+/// durable is all of the change at once, and until then nothing has happened.
 pub(crate) fn force_new_cluster(
     disks: Disks,
     Identity { cluster, member }: Identity,
@@ -107,18 +111,22 @@ pub(crate) fn force_new_cluster(
     let end = (metadata.applied_index, recovered.hard_state.term.max(metadata.applied_term));
     let alone = alone(&state.members.read(), member, end, fresh);
     alone.describe(&mut metadata);
+    metadata.applied_index += 1;
+    let revision = metadata.revision;
+    snapshots.take(&state.store, metadata, vec![member], cluster).map_err(StartError::Snapshot)?;
     tracing::warn!(
         member = format!("{member:x}"),
         incarnation = format!("{:x}", alone.incarnation().id),
-        entries = metadata.applied_index,
-        revision = metadata.revision,
+        entries = end.0,
+        revision,
         "--force-new-cluster: this member is now the only one of its cluster. Start it without the flag from now on. The \
          other members, started as before while it runs, set their data aside and join it"
     );
-    snapshots.take(&state.store, metadata, vec![member], cluster).map_err(StartError::Snapshot)?;
+    fail::fail_point!("force_after_snapshot");
     // It says who the members were; the next one is built from the snapshot. Its file has to be closed before.
     drop((state, wal));
     trees.remove_all();
+    fail::fail_point!("force_after_trees");
     Ok(())
 }
 
