@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 
 use keelson_proto::etcd::etcdserverpb::Member;
-use keelson_proto::etcd::storepb::{Configuration, Incarnation};
+use keelson_proto::etcd::storepb::{Configuration, Incarnation, Superseded};
 use keelson_raft::{ConfState, Entry, configuration_change};
 
 use crate::apply::{Fatal, State};
@@ -108,7 +108,9 @@ pub(crate) fn force_new_cluster(
     replay.end()?;
     let mut metadata = state.metadata(recovered.entries.last().map_or(applied_term, |entry| entry.term));
     metadata.alarms.retain(|alarm| alarm.member_id == member);
-    let end = (metadata.applied_index, recovered.hard_state.term.max(metadata.applied_term));
+    let last_term = metadata.applied_term;
+    let term = recovered.hard_state.term.max(last_term);
+    let end = Superseded { id: 0, index: metadata.applied_index, term, last_term };
     let alone = alone(&state.members.read(), member, end, fresh);
     alone.describe(&mut metadata);
     metadata.applied_index += 1;
@@ -117,7 +119,8 @@ pub(crate) fn force_new_cluster(
     tracing::warn!(
         member = format!("{member:x}"),
         incarnation = format!("{:x}", alone.incarnation().id),
-        entries = end.0,
+        last_entry = end.index,
+        of_term = last_term,
         revision,
         "--force-new-cluster: this member is now the only one of its cluster. Start it without the flag from now on. The \
          other members, started as before while it runs, set their data aside and join it"
@@ -131,7 +134,7 @@ pub(crate) fn force_new_cluster(
 }
 
 /// The members if there is but one: the ids of all others are gone for good.
-fn alone(members: &Members, member: u64, end: (u64, u64), fresh: u64) -> Members {
+fn alone(members: &Members, member: u64, end: Superseded, fresh: u64) -> Members {
     let own = members.get(&member).cloned().unwrap_or_default();
     let others: Vec<u64> = members.keys().copied().filter(|id| *id != member).collect();
     let incarnation: Incarnation = match others.is_empty() {
@@ -151,11 +154,11 @@ mod tests {
     fn who_is_alone_already_stays_in_its_incarnation() {
         let member = |id| Member { id, is_learner: id == 1, ..Member::default() };
         let before = Members::bootstrap([member(1), member(2), member(3)]);
-        let after = alone(&before, 1, (10, 4), 77);
+        let after = alone(&before, 1, Superseded::default(), 77);
         assert_eq!(after.keys().copied().collect::<Vec<_>>(), [1]);
         assert!(!after.is_learner(1) && after.is_removed(2) && after.is_removed(3));
         assert_eq!((after.incarnation().id, &after.incarnation().absent[..]), (77, &[2, 3][..]));
-        let again = alone(&after, 1, (20, 4), 88);
+        let again = alone(&after, 1, Superseded::default(), 88);
         assert_eq!(again.incarnation(), after.incarnation());
     }
 }
