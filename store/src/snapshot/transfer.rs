@@ -166,7 +166,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// Everything has come: makes it this member's latest snapshot, durably, unless it has a newer one.
+    /// Everything has come: makes it this member's latest snapshot, durably, unless it has a newer one. Gives the position
+    /// and the configuration of whichever is the latest then, since that is what is installed.
     ///
     /// # Errors
     /// A snapshot that is not whole, another cluster's, one in which `member` is none, and the disk's.
@@ -190,8 +191,9 @@ impl Receiver {
         if ![voters, learners, voters_outgoing].iter().any(|ids| ids.contains(&member)) {
             return Err(SnapshotError::Malformed("this member is not in its configuration"));
         }
-        if snapshots.latest().is_some_and(|latest| position(latest).0 >= index) {
-            return Ok((index, term, conf_state));
+        if let Some(latest) = snapshots.latest().filter(|latest| position(latest).0 >= index) {
+            let (index, term) = position(latest);
+            return Ok((index, term, super::conf_state(latest)));
         }
         for file in &manifest.files {
             let part = self.directory.join(format!("{}{PART}", file.name));
