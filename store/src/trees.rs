@@ -144,11 +144,13 @@ impl Trees {
             let read = read_tree(self.open_tree.clone(), path)?;
             last = read.as_ref().map_or(0, |(loaded, _)| loaded.applied.0).max(last);
             match read {
-                Ok((loaded, backend)) if !final_use && is_bloated(backend.size(), loaded.in_use) => tracing::warn!(
-                    size = backend.size(),
-                    in_use = loaded.in_use,
-                    "the tree of values takes much more than what is in it: it is built anew"
-                ),
+                Ok((loaded, backend)) if !final_use && is_bloated(backend.size(), loaded.in_use) => {
+                    tracing::warn!(
+                        size = backend.size(),
+                        in_use = loaded.in_use,
+                        "the tree of values takes much more than what is in it: it is built anew"
+                    )
+                }
                 Ok((loaded, backend)) if loaded.applied.0 >= from && !loaded.unfinished => {
                     self.numbers.lock().in_use = number;
                     self.remove_but(number);

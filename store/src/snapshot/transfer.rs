@@ -23,7 +23,11 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn open(snapshots: &Snapshots) -> Result<Self, SnapshotError> {
+    /// The latest one.
+    ///
+    /// # Errors
+    /// That there is none, and the disk's.
+    pub fn open(snapshots: &Snapshots) -> Result<Self, SnapshotError> {
         let manifest = snapshots.latest().cloned().ok_or(SnapshotError::Malformed("there is none"))?;
         let mut files = Vec::new();
         for file in manifest.files.iter().rev() {

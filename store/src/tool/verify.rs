@@ -100,8 +100,10 @@ impl Arguments {
         let applied = loaded.applied;
         let last = log.recovered.last_index().max(position.0);
         if applied.0 > last {
-            let what =
-                format!("the tree stands at entry {}, the log ends at {last}: it lost entries. {WAY_OUT}", applied.0);
+            let what = format!(
+                "the tree stands at entry {}, the log ends at {last}: it lost entries. {WAY_OUT}",
+                applied.0
+            );
             return Err(Error::Inconsistent(what));
         }
         let tree = state_of((loaded, backend))?;

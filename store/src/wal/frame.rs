@@ -187,8 +187,9 @@ struct Candidate {
 
 impl Candidate {
     fn at(segment: &[u8], offset: usize, salt: u64) -> Option<Self> {
-        let mut header = segment.get(offset..offset.checked_add(FRAME_HEADER)?)?;
-        let check = header_check(salt, &header[..FRAME_HEADER - 4]);
+        let whole = segment.get(offset..offset.checked_add(FRAME_HEADER)?)?;
+        let mut header = whole;
+        // First, since it is looked for at many places.
         if header.get_u32_le() != FRAME_MAGIC {
             return None;
         }
@@ -196,6 +197,7 @@ impl Candidate {
         let (sequence, crc) = (header.get_u64_le(), header.get_u32_le());
         let start = offset + FRAME_HEADER;
         let end = start.checked_add(length).filter(|end| end_of(*end) <= segment.len())?;
+        let check = header_check(salt, &whole[..FRAME_HEADER - 4]);
         (header.get_u32_le() == check).then_some(Self { sequence, crc, payload: start..end })
     }
 
@@ -216,9 +218,7 @@ pub fn frame_at(segment: &Bytes, offset: usize, salt: u64) -> Option<Frame> {
 /// client can write a value that looks like headers.
 pub fn follows(segment: &[u8], offset: usize, salt: u64) -> bool {
     let places = (offset.next_multiple_of(ALIGN)..segment.len()).step_by(ALIGN);
-    places
-        .filter_map(|at| Candidate::at(segment, at, salt))
-        .any(|found| found.is_valid(segment, salt))
+    places.filter_map(|at| Candidate::at(segment, at, salt)).any(|found| found.is_valid(segment, salt))
 }
 
 /// Whether what lies at `offset`, and is no valid frame, can have come of a write that was not finished: then a sector of

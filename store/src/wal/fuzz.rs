@@ -234,5 +234,8 @@ fn a_torn_tail_full_of_beginnings() {
     let begun = std::time::Instant::now();
     let outcome = open(directory.path()).map(|(_, recovered)| recovered.entries.len());
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{outcome:?} after {:?}", begun.elapsed());
-    assert!(matches!(outcome, Ok(0) | Err(WalError::Corrupt { .. } | WalError::DamagedEnd { .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Ok(0) | Err(WalError::Corrupt { .. } | WalError::DamagedEnd { .. })),
+        "{outcome:?}"
+    );
 }

@@ -316,7 +316,6 @@ impl Wal {
     /// # Errors
     /// The disk's, which are final as those of [`Self::commit`].
     pub fn cut(&mut self, index: u64) -> Result<(), WalError> {
-        let mut removed = false;
         while self.segments.len() > 1 && self.segments.first().is_some_and(|first| first.last_index <= index)
         {
             fail::fail_point!("wal_before_cut");
@@ -324,9 +323,7 @@ impl Wal {
                 self.disk.remove(&first.path)?;
             }
             self.segments.remove(0);
-            removed = true;
-        }
-        if removed {
+            // One by one: removals may become durable in any order, and a log must have no hole.
             self.disk.sync_dir(&self.directory)?;
         }
         Ok(())

@@ -122,12 +122,8 @@ impl Reading {
 
 /// Reads all segments of a directory and changes nothing: see [`repair`]. Of entries up to `floor`, which the state machine has, only the last term is kept.
 pub fn read(disk: &dyn Disk, directory: &Path, floor: u64) -> Result<Reading, WalError> {
-    let mut reading = Reading {
-        recovered: Recovered::default(),
-        segments: Vec::new(),
-        next_sequence: 0,
-        damaged: false,
-    };
+    let mut reading =
+        Reading { recovered: Recovered::default(), segments: Vec::new(), next_sequence: 0, damaged: false };
     let names: Vec<_> =
         disk.list(directory)?.into_iter().filter(|name| name.ends_with(super::SUFFIX)).collect();
     for (position, name) in names.iter().enumerate() {

@@ -272,7 +272,8 @@ fn a_torn_tail_is_repaired_whatever_is_left_of_it() {
     let end = wal.end() as usize;
     drop(wal);
     let whole = head(directory.path());
-    let sectors: Vec<_> = (kept / 512..end.div_ceil(512)).map(|at| (at * 512).max(kept)..(at * 512 + 512).min(end)).collect();
+    let sectors: Vec<_> =
+        (kept / 512..end.div_ceil(512)).map(|at| (at * 512).max(kept)..(at * 512 + 512).min(end)).collect();
     assert_eq!(sectors.len(), 4);
     for lost in 0..1 << sectors.len() {
         let mut torn = whole.clone();

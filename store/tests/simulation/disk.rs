@@ -1,8 +1,8 @@
 //! A disk that keeps only what was synced, and fails when told to.
 //!
 //! A file has what is durable and the writes since its last sync; a directory has its durable names and what was done
-//! since its last sync. A loss of power keeps any of the sectors written and not synced, in any order, but of a
-//! directory's changes a beginning, as journaling file systems do. A process that is killed loses nothing that it wrote.
+//! since its last sync. A loss of power keeps any of the sectors written and not synced, and of a directory's changes a
+//! beginning, as most file systems do, or any of them. A process that is killed loses nothing that it wrote.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -94,13 +94,7 @@ type Names = BTreeMap<String, Shared>;
 enum Named {
     Link(String, Shared),
     Unlink(String),
-    Rename(String, String),
-}
-
-fn rename(names: &mut Names, from: &str, to: &str) {
-    if let Some(inode) = names.remove(from) {
-        names.insert(to.to_owned(), inode);
-    }
+    Rename(String, String, Shared),
 }
 
 #[derive(Default)]
@@ -111,8 +105,11 @@ struct Directory {
 }
 
 impl Directory {
-    fn settle(&mut self, count: usize) {
-        for named in self.pending.drain(..).take(count) {
+    fn settle(&mut self, mut keeps: impl FnMut(usize) -> bool) {
+        for (place, named) in self.pending.drain(..).enumerate() {
+            if !keeps(place) {
+                continue;
+            }
             match named {
                 Named::Link(name, inode) => {
                     self.durable.insert(name, inode);
@@ -120,7 +117,10 @@ impl Directory {
                 Named::Unlink(name) => {
                     self.durable.remove(&name);
                 }
-                Named::Rename(from, to) => rename(&mut self.durable, &from, &to),
+                Named::Rename(from, to, inode) => {
+                    self.durable.remove(&from);
+                    self.durable.insert(to, inode);
+                }
             }
         }
     }
@@ -273,11 +273,12 @@ impl SimulatedDisk {
         }
         let State { directories, told, .. } = &mut *state;
         for directory in directories.values_mut() {
-            let count = match random.below(3) {
-                0 => directory.pending.len(),
-                _ => random.index(directory.pending.len() + 1),
-            };
-            directory.settle(count);
+            let beginning = random.index(directory.pending.len() + 1);
+            match random.below(3) {
+                0 => directory.settle(|_| true),
+                1 => directory.settle(|place| place < beginning),
+                _ => directory.settle(|_| random.one_in(2)),
+            }
             directory.current = directory.durable.clone();
             for inode in directory.durable.values() {
                 inode.lock().lose_power(random, told);
@@ -434,11 +435,9 @@ impl Disk for SimulatedDisk {
         state.change()?;
         let ((parent, from), (_, to)) = (split(from)?, split(to)?);
         let directory = state.directory(&parent)?;
-        if !directory.current.contains_key(&from) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        rename(&mut directory.current, &from, &to);
-        directory.pending.push(Named::Rename(from, to));
+        let inode = directory.current.remove(&from).ok_or(io::ErrorKind::NotFound)?;
+        directory.current.insert(to.clone(), inode.clone());
+        directory.pending.push(Named::Rename(from, to, inode));
         Ok(())
     }
 
@@ -464,7 +463,7 @@ impl Disk for SimulatedDisk {
         let mut state = self.0.lock();
         state.check_sync()?;
         let directory = state.directory(path)?;
-        directory.settle(usize::MAX);
+        directory.settle(|_| true);
         Ok(())
     }
 
