@@ -91,8 +91,12 @@ fn torn_tails() {
             at = next;
         }
         bytes.resize(end + random.below(4096), 0);
-        // What is missing may be zeros anyway.
-        let begun = ends.iter().rev().find(|(end, _)| bytes.get(..*end) == whole.get(..*end)).unwrap();
+        // What is missing may be zeros anyway, or only have filled the frame up.
+        let is_there = |end: usize| {
+            let fill = whole[..end].iter().rev().take_while(|byte| **byte == 0xa5).count();
+            bytes.get(..end - fill) == whole.get(..end - fill)
+        };
+        let begun = ends.iter().rev().find(|(end, _)| is_there(*end)).unwrap();
         std::fs::write(segment(directory.path()), &bytes).unwrap();
         let (mut wal, mut recovered) = open(directory.path()).unwrap();
         let torn = std::mem::take(&mut recovered.torn);
