@@ -18,13 +18,24 @@ pub fn end_of(incarnation: &Incarnation, before: u64) -> Option<&Superseded> {
     incarnation.past.iter().find(|past| past.id == before)
 }
 
-/// The next one, which a survivor begins with the log that it has; `others` are the members that it leaves behind.
-pub fn next(before: &Incarnation, end: (u64, u64), id: u64, others: &[u64]) -> Incarnation {
+/// The next one, which a survivor begins with the log that it has; that the one before it ended at `end` is noted with
+/// its id, whatever `end` says of it. `others` are the members that it leaves behind.
+pub fn next(before: &Incarnation, end: Superseded, id: u64, others: &[u64]) -> Incarnation {
     let mut next = before.clone();
-    next.past.push(Superseded { id: before.id, index: end.0, term: end.1 });
+    next.past.push(Superseded { id: before.id, ..end });
     next.absent.extend(others);
     next.id = id.max(1);
     next
+}
+
+/// Whether the survivor, whose log ended there, had all that a member knows to be committed: its last such entry is of
+/// `entry`, and it knows of `term`.
+pub fn has_all(end: &Superseded, entry: (u64, u64), term: u64) -> bool {
+    let (committed, committed_term) = entry;
+    // What was committed in a term is in the log of every later leader; so only a log that ends in that term, and not
+    // before the entry, or in a later term, can have it. A survivor that did not know of a term can have nothing that was
+    // committed in it.
+    (committed_term, committed) <= (end.last_term, end.index) && committed <= end.index && term <= end.term
 }
 
 /// What a member that was asked says.
@@ -78,7 +89,7 @@ mod tests {
     fn answer(line: &[u64], leader: u64) -> Answer {
         let mut incarnation = Incarnation::default();
         for id in &line[1..] {
-            incarnation = next(&incarnation, (10, 1), *id, &[]);
+            incarnation = next(&incarnation, Superseded::default(), *id, &[]);
         }
         Answer { cluster: 5, incarnation, leader, members: Vec::new() }
     }
@@ -104,11 +115,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_survivor_had() {
+        let check = |(last_term, index), term, entry, known, expected: bool| {
+            let end = Superseded { id: 0, index, term, last_term };
+            assert_eq!(has_all(&end, entry, known), expected, "{end:?}, {entry:?} of term {known}");
+        };
+        check((2, 60), 2, (50, 2), 2, true);
+        check((2, 60), 2, (60, 2), 2, true);
+        check((2, 60), 2, (61, 2), 2, false);
+        // It knew of a term of which it had nothing, when its entries had been replaced elsewhere.
+        check((2, 60), 3, (50, 3), 3, false);
+        check((3, 60), 3, (50, 2), 3, true);
+        check((3, 60), 3, (50, 2), 4, false);
+        // Which cannot be, so nobody knows.
+        check((3, 40), 3, (50, 2), 3, false);
+    }
+
+    #[test]
     fn a_line_of_incarnations() {
-        let first = next(&Incarnation::default(), (10, 2), 7, &[2, 3]);
-        let second = next(&first, (20, 4), 8, &[4]);
-        assert_eq!(end_of(&second, 0), Some(&Superseded { id: 0, index: 10, term: 2 }));
-        assert_eq!(end_of(&second, 7), Some(&Superseded { id: 7, index: 20, term: 4 }));
+        let end = |index, term, last_term| Superseded { id: 0, index, term, last_term };
+        let first = next(&Incarnation::default(), end(10, 2, 1), 7, &[2, 3]);
+        let second = next(&first, end(20, 4, 4), 8, &[4]);
+        assert_eq!(end_of(&second, 0), Some(&end(10, 2, 1)));
+        assert_eq!(end_of(&second, 7), Some(&Superseded { id: 7, ..end(20, 4, 4) }));
         assert_eq!(end_of(&second, 8), None);
         assert_eq!(second.absent, [2, 3, 4]);
         let clusters = [0, 7, 8].map(|incarnation| peer_cluster(5, incarnation));

@@ -75,9 +75,9 @@ pub enum JoinError {
     )]
     NotAwaited(u64),
     #[error(
-        "its cluster was superseded by one that --force-new-cluster made of a member that had less: this one knows entry {committed} of term {term} to be committed, that one ended at entry {} of term {}. Nothing was changed. Either use --force-new-cluster on this member instead, or, to give up what only this one has, move {}/member away and start it again", .end.0, .end.1, .directory.display()
+        "its cluster was superseded by one that --force-new-cluster made of a member that had less: this one knows entry {committed} of term {term} to be committed, and of term {known}; the last entry of that one was {} of term {}. Nothing was changed. Either use --force-new-cluster on this member instead, or, to give up what only this one has, move {}/member away and start it again", .end.0, .end.1, .directory.display()
     )]
-    Ahead { directory: PathBuf, committed: u64, term: u64, end: (u64, u64) },
+    Ahead { directory: PathBuf, committed: u64, term: u64, known: u64, end: (u64, u64) },
 }
 
 /// Where a member comes from.

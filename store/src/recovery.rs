@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 
 use keelson_proto::etcd::etcdserverpb::Member;
-use keelson_proto::etcd::storepb::{Configuration, Incarnation};
+use keelson_proto::etcd::storepb::{Configuration, Incarnation, Superseded};
 use keelson_raft::{ConfState, Entry, configuration_change};
 
 use crate::apply::{Fatal, State};
@@ -88,6 +88,10 @@ impl Replay {
 /// has may have been acknowledged, and nobody is left to say otherwise), in which it is alone. That is a new incarnation,
 /// which the others join when they come back ([`crate::rejoin`]); one that is alone already stays as it is. `members` are
 /// those that the tree need not have, and `fresh` is a random number.
+///
+/// The snapshot stands behind the last entry, as if the beginning of the new cluster were one of its own. So a tree of the
+/// old one is older than it, and not taken for the state by whoever starts after a crash: what its manifest's name makes
+/// durable is all of the change at once, and until then nothing has happened.
 pub(crate) fn force_new_cluster(
     disks: Disks,
     Identity { cluster, member }: Identity,
@@ -104,26 +108,33 @@ pub(crate) fn force_new_cluster(
     replay.end()?;
     let mut metadata = state.metadata(recovered.entries.last().map_or(applied_term, |entry| entry.term));
     metadata.alarms.retain(|alarm| alarm.member_id == member);
-    let end = (metadata.applied_index, recovered.hard_state.term.max(metadata.applied_term));
+    let last_term = metadata.applied_term;
+    let term = recovered.hard_state.term.max(last_term);
+    let end = Superseded { id: 0, index: metadata.applied_index, term, last_term };
     let alone = alone(&state.members.read(), member, end, fresh);
     alone.describe(&mut metadata);
+    metadata.applied_index += 1;
+    let revision = metadata.revision;
+    snapshots.take(&state.store, metadata, vec![member], cluster).map_err(StartError::Snapshot)?;
     tracing::warn!(
         member = format!("{member:x}"),
         incarnation = format!("{:x}", alone.incarnation().id),
-        entries = metadata.applied_index,
-        revision = metadata.revision,
+        last_entry = end.index,
+        of_term = last_term,
+        revision,
         "--force-new-cluster: this member is now the only one of its cluster. Start it without the flag from now on. The \
          other members, started as before while it runs, set their data aside and join it"
     );
-    snapshots.take(&state.store, metadata, vec![member], cluster).map_err(StartError::Snapshot)?;
+    fail::fail_point!("force_after_snapshot");
     // It says who the members were; the next one is built from the snapshot. Its file has to be closed before.
     drop((state, wal));
     trees.remove_all();
+    fail::fail_point!("force_after_trees");
     Ok(())
 }
 
 /// The members if there is but one: the ids of all others are gone for good.
-fn alone(members: &Members, member: u64, end: (u64, u64), fresh: u64) -> Members {
+fn alone(members: &Members, member: u64, end: Superseded, fresh: u64) -> Members {
     let own = members.get(&member).cloned().unwrap_or_default();
     let others: Vec<u64> = members.keys().copied().filter(|id| *id != member).collect();
     let incarnation: Incarnation = match others.is_empty() {
@@ -143,11 +154,11 @@ mod tests {
     fn who_is_alone_already_stays_in_its_incarnation() {
         let member = |id| Member { id, is_learner: id == 1, ..Member::default() };
         let before = Members::bootstrap([member(1), member(2), member(3)]);
-        let after = alone(&before, 1, (10, 4), 77);
+        let after = alone(&before, 1, Superseded::default(), 77);
         assert_eq!(after.keys().copied().collect::<Vec<_>>(), [1]);
         assert!(!after.is_learner(1) && after.is_removed(2) && after.is_removed(3));
         assert_eq!((after.incarnation().id, &after.incarnation().absent[..]), (77, &[2, 3][..]));
-        let again = alone(&after, 1, (20, 4), 88);
+        let again = alone(&after, 1, Superseded::default(), 88);
         assert_eq!(again.incarnation(), after.incarnation());
     }
 }

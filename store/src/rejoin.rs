@@ -21,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Url};
 use crate::env::{self, Env};
 use crate::grpc::Server;
-use crate::incarnation::{Answer, Verdict, end_of, judge, peer_cluster};
+use crate::incarnation::{Answer, Verdict, end_of, has_all, judge, peer_cluster};
 use crate::join::{JoinError, Origin, mark_joining};
 use crate::snapshot::Snapshots;
-use crate::start;
+use crate::start::{self, Purpose};
 use crate::transport::{Credentials, ask_change, ask_members};
 use crate::wal::Identity;
 
@@ -283,15 +283,17 @@ fn check_nothing_lost(
     incarnation: &Incarnation,
 ) -> Result<(), JoinError> {
     let Some(end) = end_of(incarnation, own) else { return Err(JoinError::Contested) };
-    let disks = start::open(env, directory, &Origin::Known(identity))
+    let disks = start::open(env, directory, &Origin::Known(identity), Purpose::Continue)
         .map_err(|error| JoinError::Data(Box::new(error)))?;
     let committed = disks.recovered.hard_state.commit.max(disks.loaded.applied.0);
-    let term = disks.recovered.hard_state.term.max(disks.loaded.applied.1);
-    if committed > end.index || term > end.term {
-        let (directory, end) = (directory.to_owned(), (end.index, end.term));
-        return Err(JoinError::Ahead { directory, committed, term, end });
+    let known = disks.recovered.hard_state.term.max(disks.loaded.applied.1);
+    // Every entry behind what is applied is there.
+    let term = disks.recovered.term(committed).unwrap_or(known);
+    if has_all(end, (committed, term), known) {
+        return Ok(());
     }
-    Ok(())
+    let (directory, end) = (directory.to_owned(), (end.index, end.last_term));
+    Err(JoinError::Ahead { directory, committed, term, known, end })
 }
 
 /// Renames the data of a superseded member.
@@ -457,4 +459,43 @@ pub async fn check_majority_lost(config: &Config, env: &Env, identity: Identity)
         }
     }
     Err(JoinError::MajorityLives)
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_proto::etcd::storepb::Superseded;
+    use keelson_raft::{Entry, HardState};
+
+    use super::*;
+    use crate::incarnation;
+
+    /// One led in term 2 and has 41 to 60, which nobody else has. In term 3 another one led, and 41 to 50 were committed;
+    /// the first heard of that term and of nothing in it, and was made the only one.
+    #[test]
+    fn what_was_committed_in_a_term_of_which_the_survivor_has_nothing() {
+        let identity = Identity { cluster: 5, member: 2 };
+        let check = |last_term, expected: bool| {
+            let (directory, env) = (tempfile::tempdir().unwrap(), Env::real());
+            let members = (1..=3).map(|id| Member { id, ..Member::default() }).collect();
+            let origin = Origin::Bootstrap { identity, members };
+            let mut disks = start::open(&env, directory.path(), &origin, Purpose::Continue).unwrap();
+            let entries = (2..=50).map(|index| (index, if index <= 40 { 1 } else { 3 }));
+            let entries: Vec<Entry> =
+                entries.map(|(index, term)| Entry { index, term, ..Entry::default() }).collect();
+            let state = HardState { term: 3, commit: 50, ..HardState::default() };
+            disks.wal.append(Some(&state), None, &entries);
+            disks.wal.commit().unwrap();
+            drop(disks);
+            let end = Superseded { id: 0, index: 60, term: 3, last_term };
+            let incarnation = incarnation::next(&Incarnation::default(), end, 7, &[2]);
+            match check_nothing_lost(&env, directory.path(), identity, 0, &incarnation) {
+                Err(JoinError::Ahead { committed: 50, term: 3, known: 3, end, .. }) => {
+                    assert!(!expected && end == (60, last_term));
+                }
+                other => assert!(expected && other.is_ok(), "{other:?}"),
+            }
+        };
+        check(2, false);
+        check(3, true);
+    }
 }

@@ -28,8 +28,8 @@ use crate::recovery::{self, RecoveryError};
 use crate::shrink::Shrinker;
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::transport::{PeerNetwork, Peers, PeersConfig};
-use crate::trees::{TREE_SPACE, Tree, Trees};
-use crate::wal::{self, Identity, Recovered, Wal, WalError};
+use crate::trees::{TREE_SPACE, Trees};
+use crate::wal::{self, Identity, Known, Recovered, Wal, WalError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -85,11 +85,23 @@ fn beginning(members: Members) -> Metadata {
     metadata
 }
 
+/// What a data directory is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its member goes on with what it promised.
+    Continue,
+    /// A new cluster is made of what is still there.
+    ForceNewCluster,
+}
+
 /// Reads what is in a data directory and makes it agree, repairing and rebuilding what may be.
+///
+/// An entry is in a tree only after the log's fsync, so a tree that is ahead of log and snapshot proves that the log has
+/// lost what was durable, and may be the only place that has it.
 ///
 /// # Errors
 /// What must not be repaired, and the disk's.
-pub fn open(env: &Env, directory: &Path, origin: &Origin) -> Result<Disks, StartError> {
+pub fn open(env: &Env, directory: &Path, origin: &Origin, purpose: Purpose) -> Result<Disks, StartError> {
     let member = directory.join("member");
     let identity = origin.identity();
     let mut snapshots = Snapshots::open(env.disk.clone(), &member.join("snap"), identity.cluster)?;
@@ -100,33 +112,27 @@ pub fn open(env: &Env, directory: &Path, origin: &Origin) -> Result<Disks, Start
     }
     let (index, term) = snapshots.latest().map_or((0, 0), snapshot::position);
     let trees = Trees::new(env, member.join("tree"))?;
-    let wal_directory = member.join("wal");
-    let open_wal = |floor| Wal::open(env.disk.clone(), &wal_directory, identity, floor, env.seed);
-    let build = |trees: &Trees| -> Result<Tree, StartError> {
-        // None of the others is of use, and on a full disk theirs is the room that the new one takes.
-        trees.remove_all();
-        let (tree, number) = trees.build(&snapshots)?;
-        trees.lock().in_use = number;
-        Ok(tree)
+    let forced = purpose == Purpose::ForceNewCluster;
+    let (found, last) = trees.open(index, forced)?;
+    let known = Known {
+        floor: found.as_ref().map_or(index, |(loaded, _)| loaded.applied.0),
+        durable: if last > index { last } else { 0 },
+        give_up: forced,
     };
-    let (mut loaded, mut backend) = match trees.open(index)? {
+    let (mut wal, mut recovered) =
+        Wal::open(env.disk.clone(), &member.join("wal"), identity, known, env.seed)?;
+    let (loaded, backend) = match found {
         Some(found) => found,
-        None => build(&trees)?,
+        None => {
+            // None of the others is of use, and on a full disk theirs is the room that the new one takes.
+            trees.remove_all();
+            let (tree, number) = trees.build(&snapshots)?;
+            trees.lock().in_use = number;
+            tree
+        }
     };
-    let (mut wal, mut recovered) = open_wal(loaded.applied.0)?;
-    if loaded.applied.0 > recovered.last_index().max(index) {
-        tracing::warn!(
-            applied = loaded.applied.0,
-            log = recovered.last_index(),
-            "the tree of values is ahead of the log: it is built anew"
-        );
-        drop(backend);
-        (loaded, backend) = build(&trees)?;
-        drop(wal);
-        (wal, recovered) = open_wal(loaded.applied.0)?;
-    }
     if recovered.torn > 0 {
-        tracing::info!(bytes = recovered.torn, "cut off the write that was under way when the process ended");
+        tracing::info!(bytes = recovered.torn, "cut off the last write, which is not whole");
     }
     // A snapshot of a peer may be newer than anything in the log.
     let (applied, applied_term) = loaded.applied;
@@ -191,7 +197,7 @@ pub fn build<N: Network + Clone + 'static>(
 ) -> Result<Built<N>, StartError> {
     let Identity { cluster, member } = setup.origin.identity();
     let Disks { snapshots, trees, backend, loaded, wal, recovered } =
-        open(env, setup.directory, setup.origin)?;
+        open(env, setup.directory, setup.origin, Purpose::Continue)?;
     let (applied, applied_term) = loaded.applied;
     let values = Values::new(backend, applied);
     let store = Store::new(loaded.index, values, loaded.in_use);
@@ -309,7 +315,7 @@ pub fn start(
         .members()
         .map_or_else(|_| Members::default(), |(_, named)| Members::bootstrap(initial_members(&named)));
     if config.force_new_cluster {
-        let disks = open(env, &directory, origin)?;
+        let disks = open(env, &directory, origin, Purpose::ForceNewCluster)?;
         let members = fallback_members(origin, configured.clone());
         recovery::force_new_cluster(disks, origin.identity(), members, env.seed)?;
     }

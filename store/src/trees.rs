@@ -134,21 +134,27 @@ impl Trees {
         self.remove_but(NO_TREE);
     }
 
-    /// The newest tree that is whole and at or behind `from`, which the log reaches back to.
-    pub(crate) fn open(&self, from: u64) -> Result<Option<Tree>, StartError> {
+    /// The newest tree that is whole and at or behind `from`, which the log reaches back to; and the last entry that any
+    /// tree has, of use or not. Bloated ones are of use if they are `final_use`, with which all trees go.
+    pub(crate) fn open(&self, from: u64, final_use: bool) -> Result<(Option<Tree>, u64), StartError> {
         let numbers = self.numbers().map_err(|error| StartError::Directory(self.directory.clone(), error))?;
+        let mut last = 0;
         for number in numbers.into_iter().rev() {
             let path = self.path(number);
-            match read_tree(self.open_tree.clone(), path)? {
-                Ok((loaded, backend)) if is_bloated(backend.size(), loaded.in_use) => tracing::warn!(
-                    size = backend.size(),
-                    in_use = loaded.in_use,
-                    "the tree of values takes much more than what is in it: it is built anew"
-                ),
+            let read = read_tree(self.open_tree.clone(), path)?;
+            last = read.as_ref().map_or(0, |(loaded, _)| loaded.applied.0).max(last);
+            match read {
+                Ok((loaded, backend)) if !final_use && is_bloated(backend.size(), loaded.in_use) => {
+                    tracing::warn!(
+                        size = backend.size(),
+                        in_use = loaded.in_use,
+                        "the tree of values takes much more than what is in it: it is built anew"
+                    )
+                }
                 Ok((loaded, backend)) if loaded.applied.0 >= from && !loaded.unfinished => {
                     self.numbers.lock().in_use = number;
                     self.remove_but(number);
-                    return Ok(Some((loaded, backend)));
+                    return Ok((Some((loaded, backend)), last));
                 }
                 Ok((loaded, _)) => tracing::warn!(
                     applied = loaded.applied.0,
@@ -158,7 +164,7 @@ impl Trees {
                 Err(error) => tracing::warn!(error, "the tree of values is damaged: it is built anew"),
             }
         }
-        Ok(None)
+        Ok((None, last))
     }
 
     /// A fresh tree, filled from the snapshot.

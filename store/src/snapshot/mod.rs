@@ -196,8 +196,10 @@ impl Snapshots {
         Ok(Manifest { metadata, cluster_id: cluster, voters, learners: Vec::new(), files })
     }
 
-    /// Makes a manifest, whose files are durable under their names, the latest one.
+    /// Makes a manifest, whose files' content is durable, the latest one.
     fn adopt(&mut self, manifest: Manifest) -> Result<&Manifest, SnapshotError> {
+        // Its files are durable under their names before it is: names may become so in any order.
+        self.disk.sync_dir(&self.directory)?;
         let (index, _) = position(&manifest);
         let mut bytes = MAGIC.to_vec();
         let body = manifest.encode_to_vec();

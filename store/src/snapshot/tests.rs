@@ -198,6 +198,34 @@ fn a_transferred_snapshot_is_the_same() {
 
 use bytes::Bytes;
 
+/// A snapshot that was received before and is newer is what will be installed, with its configuration.
+#[test]
+fn the_newer_one_of_two_transfers_counts() {
+    let directories = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let mut target = open(directories[2].path()).unwrap();
+    let store = store();
+    let taken = [10, 20].map(|index| {
+        put(&store, "k", &index.to_string());
+        let mut snapshots = open(directories[index as usize / 10 - 1].path()).unwrap();
+        let configuration = Configuration { voters: vec![1, index], ..Configuration::default() };
+        let metadata = Metadata { configuration: Some(configuration), ..metadata(&store, index) };
+        snapshots.take(&store, metadata, vec![1, index], 9).unwrap();
+        snapshots
+    });
+    let mut receive = |from: &Snapshots, serial| {
+        let (mut outgoing, mut receiver) = (Outgoing::open(from).unwrap(), Receiver::new(&target, serial));
+        while let Some(piece) = outgoing.piece().unwrap() {
+            receiver.push(piece).unwrap();
+        }
+        let (index, term, conf_state) = receiver.finish(&mut target, 9, 1).unwrap();
+        (index, term, conf_state.voters)
+    };
+    for (serial, from) in [1, 0, 1].into_iter().enumerate() {
+        assert_eq!(receive(&taken[from], serial as u64), (20, 3, vec![1, 20]));
+    }
+    assert_eq!(position(target.latest().unwrap()), (20, 3));
+}
+
 #[test]
 fn nothing_is_left_of_a_transfer_that_broke() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -23,7 +23,11 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn open(snapshots: &Snapshots) -> Result<Self, SnapshotError> {
+    /// The latest one.
+    ///
+    /// # Errors
+    /// That there is none, and the disk's.
+    pub fn open(snapshots: &Snapshots) -> Result<Self, SnapshotError> {
         let manifest = snapshots.latest().cloned().ok_or(SnapshotError::Malformed("there is none"))?;
         let mut files = Vec::new();
         for file in manifest.files.iter().rev() {
@@ -166,7 +170,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// Everything has come: makes it this member's latest snapshot, durably, unless it has a newer one.
+    /// Everything has come: makes it this member's latest snapshot, durably, unless it has a newer one. Gives the position
+    /// and the configuration of whichever is the latest then, since that is what is installed.
     ///
     /// # Errors
     /// A snapshot that is not whole, another cluster's, one in which `member` is none, and the disk's.
@@ -190,7 +195,8 @@ impl Receiver {
         if ![voters, learners, voters_outgoing].iter().any(|ids| ids.contains(&member)) {
             return Err(SnapshotError::Malformed("this member is not in its configuration"));
         }
-        if snapshots.latest().is_some_and(|latest| position(latest).0 >= index) {
+        if let Some(latest) = snapshots.latest().filter(|latest| position(latest).0 >= index) {
+            let ((index, term), conf_state) = (position(latest), super::conf_state(latest));
             snapshots.settle()?;
             return Ok((index, term, conf_state));
         }

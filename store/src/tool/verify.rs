@@ -17,7 +17,7 @@ use crate::node::Chain;
 use crate::recovery::{RecoveryError, Replay};
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::trees::{Tree, read_tree, tree_numbers, tree_path};
-use crate::wal::{self, Inspected, WalError};
+use crate::wal::{self, Inspected, WAY_OUT, WalError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -100,8 +100,10 @@ impl Arguments {
         let applied = loaded.applied;
         let last = log.recovered.last_index().max(position.0);
         if applied.0 > last {
-            let what =
-                format!("the tree stands at entry {}, the log ends at {last}: it lost entries", applied.0);
+            let what = format!(
+                "the tree stands at entry {}, the log ends at {last}: it lost entries. {WAY_OUT}",
+                applied.0
+            );
             return Err(Error::Inconsistent(what));
         }
         let tree = state_of((loaded, backend))?;
@@ -174,8 +176,8 @@ fn check_log(log: &Inspected, snapshot: (u64, u64), cluster: Option<u64>) -> Res
         torn => format!(" (an unfinished last write of {torn} bytes, which a start cuts off)"),
     };
     println!(
-        "log       member {:x} of cluster {:x}; {segments} segments, {bytes} bytes; entries {first} to {last}, \
-         term {}, commit {}: ok{torn}",
+        "log       member {:x} of cluster {:x}; {segments} segments, {bytes} bytes; entries {first} to {last} (of term \
+         {term}), term {}, commit {}: ok{torn}",
         identity.member, identity.cluster, recovered.hard_state.term, recovered.hard_state.commit
     );
     Ok(())

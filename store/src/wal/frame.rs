@@ -2,12 +2,15 @@
 //!
 //! A segment is a header and then frames, each padded to 8 bytes, up to the zeros that were reserved for later ones.
 //! One frame is what one write and one fsync make durable: all records of a group commit. So only the last frame of
-//! the last segment can be torn, and a bad frame with a good one behind it is damage to what was acknowledged.
+//! the last segment can be torn, and a bad frame with a good one behind it is damage to what was acknowledged. A bad
+//! last frame is torn only if a sector of it is still as it was reserved: what is there as a whole, and wrong, was
+//! written right and has been damaged since.
 //!
 //! ```text
 //! header  magic u32 "KWSH", version u32, cluster u64, member u64, first sequence u64, salt u64,
 //!         hard state (term, vote, commit) 3 u64, crc32 u32, 0 u32
-//! frame   magic u32 "KWFR", payload length u32, sequence u64, crc32 (salt, sequence, length, payload) u32, 0 u32, payload
+//! frame   magic u32 "KWFR", payload length u32, sequence u64, crc32 (salt, sequence, length, payload) u32,
+//!         crc32 (salt, all before it) u32, payload, 1 to 8 bytes 0xa5
 //! payload records: kind u8, length u32, body
 //! ```
 //!
@@ -22,10 +25,12 @@ pub const HEADER: usize = 72;
 const FRAME_HEADER: usize = 24;
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"KWSH");
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"KWFR");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const ALIGN: usize = 8;
-/// How often a segment's length is checksummed at most to tell a torn tail from damage.
-const MOST_CHECKED: usize = 64;
+/// Fills a frame up: its last bytes are never as they were reserved.
+const FILL: u8 = 0xa5;
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
 
 const ENTRY: u8 = 1;
 const HARD_STATE: u8 = 2;
@@ -134,9 +139,9 @@ impl Builder {
         out.put_u32_le(self.payload.len() as u32);
         out.put_u64_le(sequence);
         out.put_u32_le(checksum(salt, sequence, &self.payload));
-        out.put_u32_le(0);
+        out.put_u32_le(header_check(salt, out));
         out.extend_from_slice(&self.payload);
-        out.resize(out.len().next_multiple_of(ALIGN), 0);
+        out.resize(end_of(out.len()), FILL);
         self.payload.clear();
         // One large group must not keep its memory for good.
         self.payload.shrink_to(1 << 20);
@@ -152,6 +157,19 @@ fn checksum(salt: u64, sequence: u64, payload: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// Of what a frame's header says before it.
+fn header_check(salt: u64, header: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt.to_le_bytes());
+    hasher.update(header);
+    hasher.finalize()
+}
+
+/// Where a frame ends whose payload ends there.
+fn end_of(payload: usize) -> usize {
+    (payload + 1).next_multiple_of(ALIGN)
+}
+
 /// A whole and valid frame found at an offset.
 pub struct Frame {
     pub sequence: u64,
@@ -160,7 +178,7 @@ pub struct Frame {
     pub end: usize,
 }
 
-/// What looks like a frame: its checksum is yet to be looked at.
+/// What has a frame's header: the checksum of its payload is yet to be looked at.
 struct Candidate {
     sequence: u64,
     crc: u32,
@@ -168,16 +186,19 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn at(segment: &[u8], offset: usize) -> Option<Self> {
-        let mut header = segment.get(offset..offset.checked_add(FRAME_HEADER)?)?;
+    fn at(segment: &[u8], offset: usize, salt: u64) -> Option<Self> {
+        let whole = segment.get(offset..offset.checked_add(FRAME_HEADER)?)?;
+        let mut header = whole;
+        // First, since it is looked for at many places.
         if header.get_u32_le() != FRAME_MAGIC {
             return None;
         }
         let length = header.get_u32_le() as usize;
         let (sequence, crc) = (header.get_u64_le(), header.get_u32_le());
         let start = offset + FRAME_HEADER;
-        let end = start.checked_add(length).filter(|end| *end <= segment.len())?;
-        Some(Self { sequence, crc, payload: start..end })
+        let end = start.checked_add(length).filter(|end| end_of(*end) <= segment.len())?;
+        let check = header_check(salt, &whole[..FRAME_HEADER - 4]);
+        (header.get_u32_le() == check).then_some(Self { sequence, crc, payload: start..end })
     }
 
     fn is_valid(&self, segment: &[u8], salt: u64) -> bool {
@@ -188,24 +209,42 @@ impl Candidate {
 
 /// The frame at `offset`, if a whole and valid one is there.
 pub fn frame_at(segment: &Bytes, offset: usize, salt: u64) -> Option<Frame> {
-    let found = Candidate::at(segment, offset).filter(|found| found.is_valid(segment, salt))?;
-    let end = found.payload.end.next_multiple_of(ALIGN);
+    let found = Candidate::at(segment, offset, salt).filter(|found| found.is_valid(segment, salt))?;
+    let end = end_of(found.payload.end);
     Some(Frame { sequence: found.sequence, payload: segment.slice(found.payload), end })
 }
 
-/// Whether a whole and valid frame may lie at or behind `offset`. A client can write values that are full of what begins
-/// a frame: when it would take too long to check them all, the answer is yes.
-pub fn may_follow(segment: &[u8], offset: usize, salt: u64) -> bool {
-    let mut budget = MOST_CHECKED.saturating_mul(segment.len());
-    for at in (offset.next_multiple_of(ALIGN)..segment.len()).step_by(ALIGN) {
-        let Some(found) = Candidate::at(segment, at) else { continue };
-        match budget.checked_sub(found.payload.len()) {
-            Some(left) => budget = left,
-            None => return true,
-        }
-        if found.is_valid(segment, salt) {
+/// Whether a whole and valid frame lies at or behind `offset`. It looks at few checksums of payloads: without the salt, no
+/// client can write a value that looks like headers.
+pub fn follows(segment: &[u8], offset: usize, salt: u64) -> bool {
+    let places = (offset.next_multiple_of(ALIGN)..segment.len()).step_by(ALIGN);
+    places.filter_map(|at| Candidate::at(segment, at, salt)).any(|found| found.is_valid(segment, salt))
+}
+
+/// Whether what lies at `offset`, and is no valid frame, can have come of a write that was not finished: then a sector of
+/// it is as it was reserved, and nothing lies behind it. (A value of a client may be full of zeros: that much of damage
+/// passes for a torn write.)
+pub fn is_torn(segment: &[u8], offset: usize, salt: u64) -> bool {
+    let header = offset..offset + FRAME_HEADER;
+    if has_blank_sector(segment, header) {
+        return true;
+    }
+    // All of its header was written: so it has to be right.
+    let Some(found) = Candidate::at(segment, offset, salt) else { return false };
+    let end = end_of(found.payload.end);
+    let behind = segment.get(end..).unwrap_or_default();
+    behind.iter().all(|byte| *byte == 0) && has_blank_sector(segment, offset..end)
+}
+
+/// Whether the part that any sector has of a range is all zeros.
+fn has_blank_sector(segment: &[u8], range: Range<usize>) -> bool {
+    let mut at = range.start;
+    while at < range.end {
+        let end = (at + 1).next_multiple_of(SECTOR).min(range.end);
+        if segment.get(at..end).is_some_and(|part| part.iter().all(|byte| *byte == 0)) {
             return true;
         }
+        at = end;
     }
     false
 }

@@ -18,6 +18,7 @@ pub use recover::Recovered;
 pub use writer::{Observer, Report, WalHandle, Writer, spawn, writer};
 
 use crate::env::{Disk, File};
+use crate::node::Chain;
 use frame::{Builder, HEADER, Header};
 use recover::Segment;
 
@@ -47,6 +48,16 @@ pub enum WalError {
     )]
     Corrupt { segment: PathBuf, offset: u64, what: &'static str },
     #[error(
+        "write-ahead log is corrupt: its last frame was written as a whole and has been damaged since: {segment} at \
+         offset {offset}. {WAY_OUT}", segment = .segment.display()
+    )]
+    DamagedEnd { segment: PathBuf, offset: u64 },
+    #[error(
+        "write-ahead log is corrupt: it ends with entry {last}, but the tree of values has entry {durable}, which was \
+         durable before: {segment} at offset {offset}. {WAY_OUT}", segment = .segment.display()
+    )]
+    Short { segment: PathBuf, offset: u64, last: u64, durable: u64 },
+    #[error(
         "data directory belongs to member {found_member:x} of cluster {found_cluster:x}, not to member {member:x} of cluster {cluster:x}: check --name, --initial-cluster and --initial-cluster-token"
     )]
     Foreign { found_cluster: u64, found_member: u64, cluster: u64, member: u64 },
@@ -59,11 +70,27 @@ impl WalError {
     }
 }
 
+/// What becomes of a member whose log has lost its end.
+pub const WAY_OUT: &str = "Nothing was changed. If other members have a majority, remove this one's data directory and \
+    let it join again. If it is the only one, start it with --force-new-cluster: what can still be read, of its tree of \
+    values too, becomes its state";
+
 /// Whose log it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     pub cluster: u64,
     pub member: u64,
+}
+
+/// What is known of a member when its log is opened.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Known {
+    /// Entries up to it are not given back.
+    pub floor: u64,
+    /// Besides those that a snapshot has, entries up to it were durable once. 0: none.
+    pub durable: u64,
+    /// Whatever is damaged or missing at the log's end is given up.
+    pub give_up: bool,
 }
 
 /// What lies in a log's directory.
@@ -81,6 +108,7 @@ pub struct Inspected {
 /// Damage that is no torn tail, and the disk's.
 pub fn inspect(disk: &dyn Disk, directory: &Path, floor: u64) -> Result<Inspected, WalError> {
     let reading = recover::read(disk, directory, floor)?;
+    reading.check_end(0)?;
     let identity = reading.segments.first().map(|first| {
         let Header { cluster, member, .. } = first.header;
         Identity { cluster, member }
@@ -136,28 +164,33 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Opens the log, repairing a torn tail, or creates an empty one. Entries up to `floor` are not given back.
+    /// Opens the log, repairing a torn tail, or creates an empty one.
     ///
     /// # Errors
-    /// Damage that is no torn tail, another member's log, and the disk's.
+    /// Damage that is no torn tail, an end before what was durable, another member's log, and the disk's. Nothing was
+    /// changed then.
     pub fn open(
         disk: Arc<dyn Disk>,
         directory: &Path,
         identity: Identity,
-        floor: u64,
+        known: Known,
         seed: u64,
     ) -> Result<(Self, Recovered), WalError> {
         disk.create_dir(directory)?;
         for name in disk.list(directory)?.iter().filter(|name| name.ends_with(".tmp")) {
             disk.remove(&directory.join(name))?;
         }
-        let reading = recover::read(&*disk, directory, floor)?;
+        let reading = recover::read(&*disk, directory, known.floor)?;
         if let Some(Segment { header, .. }) = reading.segments.first()
             && (header.cluster, header.member) != (identity.cluster, identity.member)
         {
             let (found_cluster, found_member) = (header.cluster, header.member);
             let Identity { cluster, member } = identity;
             return Err(WalError::Foreign { found_cluster, found_member, cluster, member });
+        }
+        match reading.check_end(known.durable) {
+            Err(error) if known.give_up => tracing::warn!(error = %Chain(&error), "its end is given up"),
+            checked => checked?,
         }
         recover::repair(&*disk, &reading)?;
         let hard_state = reading.recovered.hard_state.clone();
@@ -283,7 +316,6 @@ impl Wal {
     /// # Errors
     /// The disk's, which are final as those of [`Self::commit`].
     pub fn cut(&mut self, index: u64) -> Result<(), WalError> {
-        let mut removed = false;
         while self.segments.len() > 1 && self.segments.first().is_some_and(|first| first.last_index <= index)
         {
             fail::fail_point!("wal_before_cut");
@@ -291,9 +323,7 @@ impl Wal {
                 self.disk.remove(&first.path)?;
             }
             self.segments.remove(0);
-            removed = true;
-        }
-        if removed {
+            // One by one: removals may become durable in any order, and a log must have no hole.
             self.disk.sync_dir(&self.directory)?;
         }
         Ok(())

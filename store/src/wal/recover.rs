@@ -1,4 +1,5 @@
-//! Reading the write-ahead log: a torn tail is cut off, damage in the middle is refused.
+//! Reading the write-ahead log: a torn tail is cut off, damage is refused, and so is a log that ends before what is known
+//! to have been durable.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ pub struct Recovered {
     /// Index and term of what lies before `entries`.
     pub before: (u64, u64),
     pub entries: Vec<Entry>,
-    /// Bytes of an unfinished last write that were cut off.
+    /// Bytes of an unfinished last write, or of a damaged one that is given up, that were cut off.
     pub torn: u64,
 }
 
@@ -26,7 +27,8 @@ impl Recovered {
         self.before.0 + self.entries.len() as u64
     }
 
-    fn term(&self, index: u64) -> Option<u64> {
+    /// The term of an entry that it has, or of the last one before those.
+    pub fn term(&self, index: u64) -> Option<u64> {
         match index.checked_sub(self.before.0)? {
             0 => Some(self.before.1),
             distance => Some(self.entries.get(usize::try_from(distance - 1).ok()?)?.term),
@@ -97,11 +99,31 @@ pub struct Reading {
     pub recovered: Recovered,
     pub segments: Vec<Segment>,
     pub next_sequence: u64,
+    /// The last frame is not torn but damaged: it was durable.
+    pub damaged: bool,
+}
+
+impl Reading {
+    /// Whether nothing that was durable is missing at its end; `durable` is an entry that is known to have been.
+    ///
+    /// # Errors
+    /// That something is.
+    pub fn check_end(&self, durable: u64) -> Result<(), WalError> {
+        let (segment, offset) =
+            self.segments.last().map(|last| (last.path.clone(), last.end)).unwrap_or_default();
+        let last = self.recovered.last_index();
+        match self.damaged {
+            _ if durable > last => Err(WalError::Short { segment, offset, last, durable }),
+            true => Err(WalError::DamagedEnd { segment, offset }),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Reads all segments of a directory and changes nothing: see [`repair`]. Of entries up to `floor`, which the state machine has, only the last term is kept.
 pub fn read(disk: &dyn Disk, directory: &Path, floor: u64) -> Result<Reading, WalError> {
-    let mut reading = Reading { recovered: Recovered::default(), segments: Vec::new(), next_sequence: 0 };
+    let mut reading =
+        Reading { recovered: Recovered::default(), segments: Vec::new(), next_sequence: 0, damaged: false };
     let names: Vec<_> =
         disk.list(directory)?.into_iter().filter(|name| name.ends_with(super::SUFFIX)).collect();
     for (position, name) in names.iter().enumerate() {
@@ -155,10 +177,11 @@ fn read_segment(
     let rest = bytes.get(offset..).unwrap_or_default();
     let dirty = rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
     if dirty > 0 {
-        if !last || frame::may_follow(&bytes, offset, header.salt) {
+        if !last || frame::follows(&bytes, offset, header.salt) {
             return Err(corrupt(offset, "a frame is damaged and valid frames follow it"));
         }
         reading.recovered.torn = dirty as u64;
+        reading.damaged = !frame::is_torn(&bytes, offset, header.salt);
     }
     reading.segments.push(Segment { path, header, last_index, end: offset as u64 });
     Ok(())

@@ -13,7 +13,11 @@ use crate::env::RealDisk;
 const IDENTITY: Identity = Identity { cluster: 1, member: 2 };
 
 fn open(directory: &Path) -> Result<(Wal, Recovered), WalError> {
-    Wal::open(Arc::new(RealDisk), directory, IDENTITY, 0, 77)
+    open_knowing(directory, Known::default())
+}
+
+fn open_knowing(directory: &Path, known: Known) -> Result<(Wal, Recovered), WalError> {
+    Wal::open(Arc::new(RealDisk), directory, IDENTITY, known, 77)
 }
 
 fn entry(index: u64, term: u64, data: &[u8]) -> Entry {
@@ -52,7 +56,7 @@ fn gives_back_what_was_written() {
     let (_, recovered) = open(directory.path()).unwrap();
     assert_eq!(recovered.hard_state, state(2, 1));
     assert_eq!(recovered.entries, [entry(1, 1, b"a"), entry(2, 2, b"B")]);
-    let (_, above) = Wal::open(Arc::new(RealDisk), directory.path(), IDENTITY, 1, 0).unwrap();
+    let (_, above) = open_knowing(directory.path(), Known { floor: 1, ..Known::default() }).unwrap();
     assert_eq!((above.before, above.entries.len()), ((1, 1), 1));
 }
 
@@ -61,7 +65,7 @@ fn another_members_log_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     open(directory.path()).unwrap();
     let other = Identity { cluster: 1, member: 3 };
-    let error = Wal::open(Arc::new(RealDisk), directory.path(), other, 0, 0).err().unwrap();
+    let error = Wal::open(Arc::new(RealDisk), directory.path(), other, Known::default(), 0).err().unwrap();
     assert!(matches!(error, WalError::Foreign { found_member: 2, .. }), "{error}");
 }
 
@@ -143,7 +147,7 @@ fn write_on_full_disk(
     directory: &Path,
 ) -> (Arc<FullDisk>, WalHandle, std::thread::JoinHandle<()>, std::sync::mpsc::Receiver<Report>) {
     let disk = Arc::new(FullDisk(AtomicBool::new(false)));
-    let (wal, _) = Wal::open(disk.clone(), directory, IDENTITY, 0, 77).unwrap();
+    let (wal, _) = Wal::open(disk.clone(), directory, IDENTITY, Known::default(), 77).unwrap();
     disk.0.store(true, Ordering::Relaxed);
     let (sender, reports) = std::sync::mpsc::channel();
     let (handle, writer) = writer(wal, Unmeasured);
@@ -179,7 +183,7 @@ fn a_frame_that_waits_for_space_is_reported_by_itself() {
     let directory = tempfile::tempdir().unwrap();
     let disk = Arc::new(FullDisk(AtomicBool::new(true)));
     disk.0.store(false, Ordering::Relaxed);
-    let (wal, _) = Wal::open(disk.clone(), directory.path(), IDENTITY, 0, 77).unwrap();
+    let (wal, _) = Wal::open(disk.clone(), directory.path(), IDENTITY, Known::default(), 77).unwrap();
     disk.0.store(true, Ordering::Relaxed);
     let (handle, writer) = writer(wal, Unmeasured);
     let reports = std::cell::RefCell::new(Vec::new());
@@ -257,56 +261,94 @@ fn a_first_frame_larger_than_its_segment() {
     assert_eq!((recovered.before.0, recovered.last_index()), (0, 2));
 }
 
-/// Whatever a crash leaves of the last frame, everything before it is there and writing goes on.
+/// Whichever sectors of the last frame a crash leaves, everything before it is there and writing goes on.
 #[test]
-fn a_torn_tail_is_repaired_at_every_length() {
+fn a_torn_tail_is_repaired_whatever_is_left_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(directory.path()).unwrap();
     write(&mut wal, &[entry(1, 1, b"first")]);
     let kept = wal.end() as usize;
-    write(&mut wal, &[entry(2, 1, b"second, which is torn")]);
+    write(&mut wal, &[entry(2, 1, &[7; 1700])]);
     let end = wal.end() as usize;
     drop(wal);
     let whole = head(directory.path());
-    for length in kept..end {
+    let sectors: Vec<_> =
+        (kept / 512..end.div_ceil(512)).map(|at| (at * 512).max(kept)..(at * 512 + 512).min(end)).collect();
+    assert_eq!(sectors.len(), 4);
+    for lost in 0..1 << sectors.len() {
         let mut torn = whole.clone();
-        torn[length..].fill(0);
+        for (place, sector) in sectors.iter().enumerate().filter(|(place, _)| lost & (1 << place) != 0) {
+            torn[sector.clone()].fill(0);
+            assert_ne!(torn, whole, "sector {place} was blank");
+        }
         std::fs::write(segment(directory.path()), &torn).unwrap();
         let (mut wal, recovered) = open(directory.path()).unwrap();
         let entries = recovered.entries.len();
-        assert!(entries == 1 || torn == whole, "length {length}");
+        assert_eq!(entries, if lost == 0 { 2 } else { 1 }, "lost {lost:b}");
         write(&mut wal, &[entry(entries as u64 + 1, 1, b"again")]);
         let (_, recovered) = open(directory.path()).unwrap();
-        assert_eq!(recovered.entries.len(), entries + 1, "length {length}");
+        assert_eq!(recovered.entries.len(), entries + 1, "lost {lost:b}");
     }
 }
 
+/// In the last frame as in those before it: what is there as a whole was acknowledged.
 #[test]
-fn damage_in_the_middle_is_refused_with_its_offset() {
+fn damage_is_refused_with_its_offset() {
     let directory = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(directory.path()).unwrap();
     write(&mut wal, &[entry(1, 1, b"first")]);
-    let (from, to) = (HEADER, wal.end() as usize);
-    write(&mut wal, &[entry(2, 1, b"second")]);
+    let second = wal.end() as usize;
+    write(&mut wal, &[entry(2, 1, &[7; 700])]);
+    let end = wal.end() as usize;
     drop(wal);
     let whole = head(directory.path());
-    // The reserved words at the end of headers hold no information; the frame's length needs no padding.
-    let reserved = [HEADER - 4..HEADER, from + 20..from + 24];
-    for at in 0..to {
+    let filled = |end: usize| end - whole[..end].iter().rev().take_while(|byte| **byte == 0xa5).count()..end;
+    // The reserved word at the end of the header, and what fills frames up, hold no information.
+    let reserved = [HEADER - 4..HEADER, filled(second), filled(end)];
+    for at in 0..end {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x10;
         std::fs::write(segment(directory.path()), &damaged).unwrap();
-        match open(directory.path()) {
-            Err(WalError::Corrupt { offset, .. }) => {
-                assert_eq!(offset, if at < HEADER { 0 } else { from as u64 }, "byte {at}");
-            }
+        let (found, expected) = match open(directory.path()) {
+            Err(WalError::Corrupt { offset, .. }) if at < HEADER => (offset, 0),
+            Err(WalError::Corrupt { offset, .. }) if at < second => (offset, HEADER),
+            Err(WalError::DamagedEnd { offset, .. }) => (offset, second),
             Err(other) => panic!("byte {at}: {other}"),
             Ok((_, recovered)) => {
                 assert!(reserved.iter().any(|range| range.contains(&at)), "byte {at} was not noticed");
                 assert_eq!(recovered.entries.len(), 2);
+                continue;
             }
-        }
+        };
+        assert_eq!(found, expected as u64, "byte {at}");
+        assert!(std::fs::read(segment(directory.path())).unwrap() == damaged, "byte {at}: it was changed");
     }
+}
+
+/// Whoever gives up what is lost goes on with the rest.
+#[test]
+fn an_end_before_what_was_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(directory.path()).unwrap();
+    write(&mut wal, &[entry(1, 1, b"first")]);
+    let second = wal.end();
+    write(&mut wal, &[entry(2, 1, b"second")]);
+    let end = wal.end();
+    drop(wal);
+    let known = |durable, give_up| Known { durable, give_up, ..Known::default() };
+    let entries = |known| open_knowing(directory.path(), known).map(|(_, recovered)| recovered.entries.len());
+    assert_eq!(entries(known(2, false)).unwrap(), 2);
+    match entries(known(3, false)) {
+        Err(WalError::Short { offset, last: 2, durable: 3, .. }) => assert_eq!(offset, end),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(entries(known(3, true)).unwrap(), 2);
+    let mut bytes = head(directory.path());
+    bytes[second as usize + 30] ^= 1;
+    std::fs::write(segment(directory.path()), &bytes).unwrap();
+    assert!(matches!(entries(known(0, false)), Err(WalError::DamagedEnd { .. })));
+    assert_eq!(entries(known(0, true)).unwrap(), 1);
+    assert_eq!(entries(known(0, false)).unwrap(), 1, "it was cut off");
 }
 
 /// Arbitrary bytes are refused or repaired; they never panic and never become entries.
@@ -322,8 +364,11 @@ fn arbitrary_bytes_behind_the_header() {
             let mut segment_bytes = fresh.clone();
             segment_bytes[HEADER..HEADER + bytes.len()].copy_from_slice(&bytes);
             std::fs::write(segment(directory.path()), &segment_bytes).unwrap();
-            let (_, recovered) = open(directory.path()).unwrap();
-            assert!(recovered.entries.is_empty());
+            match open(directory.path()) {
+                Ok((_, recovered)) => assert!(recovered.entries.is_empty()),
+                Err(WalError::DamagedEnd { offset, .. }) => assert_eq!(offset, HEADER as u64),
+                Err(other) => panic!("{other}"),
+            }
             Ok(())
         })
         .unwrap();

@@ -6,12 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use keelson_proto::etcd::etcdserverpb::{Member as Named, PutRequest};
-use keelson_proto::etcd::storepb::MembershipChange;
 use keelson_proto::etcd::storepb::command::Operation;
 use keelson_proto::etcd::storepb::membership_change::Change;
+use keelson_proto::etcd::storepb::{Configuration, MembershipChange, Metadata};
 use keelson_raft::Entry;
+use kube_store::lease::Leases;
+use kube_store::mvcc::{Index, MemoryBackend, Store, Values};
 use kube_store::node::{Answer, Event, Stopped};
-use kube_store::wal::{Identity, Recovered, Wal};
+use kube_store::snapshot::{Outgoing, Receiver, SnapshotError, Snapshots};
+use kube_store::wal::{Identity, Known, Recovered, Wal};
 
 use tokio::sync::oneshot;
 
@@ -21,7 +24,7 @@ use crate::random::Random;
 
 fn open(disk: &SimulatedDisk) -> (Wal, Recovered) {
     let identity = Identity { cluster: 1, member: 1 };
-    Wal::open(Arc::new(disk.clone()), Path::new("/data/wal"), identity, 0, 7).unwrap()
+    Wal::open(Arc::new(disk.clone()), Path::new("/data/wal"), identity, Known::default(), 7).unwrap()
 }
 
 #[test]
@@ -197,4 +200,62 @@ fn who_remains_of_two_does_not_wait_for_the_one_that_was_removed() {
         seen.insert((acknowledged, gone));
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(false, false), (true, true)]);
+}
+
+/// Wherever its power is lost while a member receives a snapshot: it has that one as a whole, or the one before it.
+#[test]
+fn a_snapshot_that_is_received_has_all_of_its_files() {
+    let open =
+        |disk: &SimulatedDisk| Snapshots::open(Arc::new(disk.clone()), Path::new("/data/snap"), 9).unwrap();
+    let metadata = |index, revision| Metadata {
+        applied_index: index,
+        applied_term: 1,
+        revision,
+        configuration: Some(Configuration { voters: vec![1], ..Configuration::default() }),
+        ..Metadata::default()
+    };
+    let (source, store) = (SimulatedDisk::default(), empty_store());
+    let mut snapshots = open(&source);
+    for index in 1..=3 {
+        let mut txn = store.write();
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        txn.put(&put, &mut Leases::default()).unwrap();
+        txn.commit();
+        snapshots.take(&store, metadata(index, store.revision()), vec![1], 9).unwrap();
+    }
+    let mut pieces = Vec::new();
+    let mut outgoing = Outgoing::open(&snapshots).unwrap();
+    while let Some(piece) = outgoing.piece().unwrap() {
+        pieces.push(piece);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..2000 {
+        let (disk, mut random) = (SimulatedDisk::default(), Random::new(seed));
+        let mut target = open(&disk);
+        target.begin(metadata(1, 1), 9).unwrap();
+        disk.set_faults(Faults { fuse: Some(random.below(40)), ..Faults::default() });
+        let receive = |target: &mut Snapshots| -> Result<(), SnapshotError> {
+            let mut receiver = Receiver::new(target, 5);
+            pieces.iter().try_for_each(|piece| receiver.push(piece.clone()))?;
+            receiver.finish(target, 9, 1).map(|_| ())
+        };
+        let received = receive(&mut target).is_ok();
+        drop(target);
+        disk.end(Loss::Power, &mut random);
+        let found = open(&disk);
+        let mut records = 0;
+        let read = found.visit(&mut |_, _| {
+            records += 1;
+            Ok(())
+        });
+        read.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+        assert!(!received || records == 3, "seed {seed}");
+        assert!([0, 3].contains(&records), "seed {seed}");
+        seen.insert((received, records));
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(false, 0), (false, 3), (true, 3)]);
+}
+
+fn empty_store() -> Store {
+    Store::new(Index::new(), Values::new(Arc::new(MemoryBackend::default()), 0), 0)
 }

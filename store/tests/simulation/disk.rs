@@ -1,8 +1,8 @@
 //! A disk that keeps only what was synced, and fails when told to.
 //!
 //! A file has what is durable and the writes since its last sync; a directory has its durable names and what was done
-//! since its last sync. A loss of power keeps any of the sectors written and not synced, in any order, but of a
-//! directory's changes a beginning, as journaling file systems do. A process that is killed loses nothing that it wrote.
+//! since its last sync. A loss of power keeps any of the sectors written and not synced, and of a directory's changes a
+//! beginning, as most file systems do, or any of them. A process that is killed loses nothing that it wrote.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,6 +43,8 @@ struct Inode {
 
 /// A bit of a file that has flipped.
 pub struct Flip {
+    /// It is in the write-ahead log.
+    pub in_log: bool,
     inode: Shared,
     place: usize,
 }
@@ -110,13 +112,7 @@ type Names = BTreeMap<String, Shared>;
 enum Named {
     Link(String, Shared),
     Unlink(String),
-    Rename(String, String),
-}
-
-fn rename(names: &mut Names, from: &str, to: &str) {
-    if let Some(inode) = names.remove(from) {
-        names.insert(to.to_owned(), inode);
-    }
+    Rename(String, String, Shared),
 }
 
 #[derive(Default)]
@@ -127,8 +123,11 @@ struct Directory {
 }
 
 impl Directory {
-    fn settle(&mut self, count: usize) {
-        for named in self.pending.drain(..).take(count) {
+    fn settle(&mut self, mut keeps: impl FnMut(usize) -> bool) {
+        for (place, named) in self.pending.drain(..).enumerate() {
+            if !keeps(place) {
+                continue;
+            }
             match named {
                 Named::Link(name, inode) => {
                     self.durable.insert(name, inode);
@@ -136,7 +135,10 @@ impl Directory {
                 Named::Unlink(name) => {
                     self.durable.remove(&name);
                 }
-                Named::Rename(from, to) => rename(&mut self.durable, &from, &to),
+                Named::Rename(from, to, inode) => {
+                    self.durable.remove(&from);
+                    self.durable.insert(to, inode);
+                }
             }
         }
     }
@@ -280,11 +282,12 @@ impl SimulatedDisk {
         }
         let State { directories, told, .. } = &mut *state;
         for directory in directories.values_mut() {
-            let count = match random.below(3) {
-                0 => directory.pending.len(),
-                _ => random.index(directory.pending.len() + 1),
-            };
-            directory.settle(count);
+            let beginning = random.index(directory.pending.len() + 1);
+            match random.below(3) {
+                0 => directory.settle(|_| true),
+                1 => directory.settle(|place| place < beginning),
+                _ => directory.settle(|_| random.one_in(2)),
+            }
             directory.current = directory.durable.clone();
             for inode in directory.durable.values() {
                 inode.lock().lose_power(random, told);
@@ -328,22 +331,22 @@ impl SimulatedDisk {
             let named = directory.current.iter().filter(|(name, _)| name.ends_with(suffix));
             files.extend(named.map(|(_, inode)| inode.clone()));
         }
-        if suffix == ".wal" {
-            // The last frame of the last segment cannot be told from one that was torn.
-            files.pop();
-        }
         if files.is_empty() {
             return None;
         }
-        let inode = files.swap_remove(random.index(files.len()));
+        // The newest file, and the end of one, are where most happens.
+        let last = files.len() - 1;
+        let chosen = if random.one_in(3) { last } else { random.index(files.len()) };
+        let inode = files.swap_remove(chosen);
         drop(state);
         let mut content = inode.lock();
         let length = content.current.iter().rposition(|byte| *byte != 0)? + 1;
-        let place = random.index(length * 8);
+        let within = if random.one_in(3) { length.min(SECTOR) } else { length };
+        let place = (length - 1 - random.index(within)) * 8 + random.index(8);
         content.flip(place);
         content.flipped.push(place);
         drop(content);
-        Some(Flip { inode, place })
+        Some(Flip { in_log: suffix == ".wal", inode, place })
     }
 }
 
@@ -432,11 +435,9 @@ impl Disk for SimulatedDisk {
         state.change()?;
         let ((parent, from), (_, to)) = (split(from)?, split(to)?);
         let directory = state.directory(&parent)?;
-        if !directory.current.contains_key(&from) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        rename(&mut directory.current, &from, &to);
-        directory.pending.push(Named::Rename(from, to));
+        let inode = directory.current.remove(&from).ok_or(io::ErrorKind::NotFound)?;
+        directory.current.insert(to.clone(), inode.clone());
+        directory.pending.push(Named::Rename(from, to, inode));
         Ok(())
     }
 
@@ -462,7 +463,7 @@ impl Disk for SimulatedDisk {
         let mut state = self.0.lock();
         state.check_sync()?;
         let directory = state.directory(path)?;
-        directory.settle(usize::MAX);
+        directory.settle(|_| true);
         Ok(())
     }
 
@@ -496,8 +497,10 @@ impl File for SimulatedFile {
             let more = (offset + bytes.len() as u64).saturating_sub(self.length()?);
             state.change().and_then(|()| state.take_room(more))
         };
-        // One that fails, or in the middle of which the process ends, may have written a part.
-        let count = if result.is_ok() { bytes.len() } else { bytes.len() / 2 };
+        // One that fails, or in the middle of which the process ends, may have written a part: the system takes it page
+        // by page.
+        let middle = (offset as usize + bytes.len() / 2) / SECTOR * SECTOR;
+        let count = if result.is_ok() { bytes.len() } else { middle.saturating_sub(offset as usize) };
         let is_gone = self.disk.is_blown();
         if is_gone && count > 0 {
             self.disk.0.lock().told.torn += 1;

@@ -69,6 +69,8 @@ impl World {
             _ if disk.is_blown() => self.start_failed(member),
             Ok(Booted::Process(process)) => {
                 disk.set_faults(Faults::default());
+                // The log was read as a whole: what flipped there means nothing, or was cut off with a torn write.
+                flips.retain(|flip| !flip.in_log);
                 self.started(member, process);
             }
             Ok(Booted::Unknown) if self.lineage.newest().has_removed(*id) => self.ended_removed(member),
@@ -81,7 +83,9 @@ impl World {
                 self.ended_removed(member);
             }
             Err(
-                StartError::Wal(WalError::Corrupt { .. })
+                StartError::Wal(
+                    WalError::Corrupt { .. } | WalError::DamagedEnd { .. } | WalError::Short { .. },
+                )
                 | StartError::Join(JoinError::Wal(WalError::Corrupt { .. }))
                 | StartError::Snapshot(SnapshotError::Damaged(_)),
             ) if !flips.is_empty() => {

@@ -276,3 +276,57 @@ async fn a_second_process_on_the_same_data_is_refused() {
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && log.contains("in use by another process"), "{log}");
 }
+
+/// Flips a bit of what was written to the log last.
+fn damage_the_end(member: &Member) {
+    let segment = files(&member.wal(), ".wal").pop().unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    // Before what fills the frame up.
+    let at = bytes.iter().rposition(|byte| *byte != 0).unwrap() - 12;
+    bytes[at] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_at_the_end_of_the_log_is_refused_and_can_be_given_up() {
+    // A tree that has what was written, and one that is lost.
+    for has_tree in [true, false] {
+        let mut member = harness::single().await;
+        member.client().put("a", "1").await.unwrap();
+        member.client().put("z", "26").await.unwrap();
+        if has_tree {
+            assert!(member.stop().success());
+        } else {
+            member.kill();
+            std::fs::remove_dir_all(member.trees()).unwrap();
+        }
+        damage_the_end(&member);
+        for _ in 0..2 {
+            member.start();
+            assert!(!member.ended().success());
+        }
+        let verified = std::process::Command::new(env!("CARGO_BIN_EXE_kube-store"))
+            .arg("verify")
+            .arg(format!("--data-dir={}", member.data().display()))
+            .output()
+            .unwrap();
+        assert!(!verified.status.success());
+        for said in [member.log(), String::from_utf8_lossy(&verified.stderr).into_owned()] {
+            for part in ["write-ahead log is corrupt", "at offset", "--force-new-cluster"] {
+                assert!(said.contains(part), "{part:?} is not in {said}");
+            }
+        }
+        member.extra = vec!["--force-new-cluster".to_owned()];
+        member.start();
+        member.ready().await;
+        member.kill();
+        member.extra.clear();
+        member.start();
+        member.ready().await;
+        let client = member.client();
+        assert_eq!(client.get("a").await.unwrap().unwrap(), b"1");
+        let z = has_tree.then(|| b"26".to_vec());
+        assert_eq!(client.get("z").await.unwrap(), z, "the tree is the only one that has it");
+        client.put("z", "27").await.unwrap();
+    }
+}

@@ -224,6 +224,57 @@ async fn a_majority_that_lives_is_not_given_up() {
     voters(&members[0], 2).await;
 }
 
+/// It is one member or the other, whatever of its data is lost afterwards, and says so only when it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_is_killed_while_it_is_made_the_only_one() {
+    for (point, is_alone) in [
+        ("snapshot_before_file", false),
+        ("snapshot_before_rename", false),
+        ("snapshot_after_rename", true),
+        ("force_after_snapshot", true),
+        ("force_after_trees", true),
+    ] {
+        let mut members = harness::group(3).await;
+        history(&members[0].client()).await;
+        agree(&members).await;
+        let all = members[0].client().all("k").await.unwrap();
+        for member in &mut members {
+            member.kill();
+        }
+        let survivor = &mut members[0];
+        survivor.extra = vec![FORCE.to_owned()];
+        survivor.start_with(&format!("{point}=panic"));
+        assert!(!survivor.ended().success());
+        let log = survivor.log();
+        assert!(log.contains(&format!("failpoint {point} panic")), "{log}");
+        assert!(is_alone || !log.contains("is now the only one"), "{log}");
+        survivor.extra.clear();
+        for tree_is_lost in [false, true] {
+            if tree_is_lost {
+                std::fs::remove_dir_all(survivor.trees()).unwrap();
+            }
+            let starts = survivor.log().matches("the members are").count();
+            survivor.start();
+            if is_alone {
+                survivor.ready().await;
+                let listed = etcdctl(&[survivor.client_port], &["member", "list"]);
+                assert_eq!(listed.lines().count(), 1, "{point}: {listed}");
+                assert_eq!(survivor.client().all("k").await.unwrap(), all, "{point}");
+            } else {
+                eventually("it is one of three", || async {
+                    let log = survivor.log();
+                    let mut told = log.lines().filter(|line| line.contains("the members are")).skip(starts);
+                    told.next().map(|line| assert_eq!(line.matches(", ").count(), 2, "{point}: {line}"))
+                })
+                .await;
+            }
+            survivor.kill();
+        }
+        force(survivor).await;
+        assert_eq!(survivor.client().all("k").await.unwrap(), all, "{point}");
+    }
+}
+
 /// Listens in a member's place, and says the worst to whoever calls; only asked who the members are it is honest.
 #[derive(Clone, Default)]
 pub struct Liar {
