@@ -63,21 +63,25 @@ pub enum JoinError {
     #[error("{} is damaged: it says how this member joins the cluster that superseded its own; remove it", .0.display())]
     Note(PathBuf),
     #[error(
-        "--force-new-cluster made a new cluster of two members: make one of them the only one, and remove the other's data"
+        "--force-new-cluster made a new cluster of each of two members ({0}): decide which one is to stay, stop the other one and remove its data directory, then start this one again"
     )]
-    Contested,
+    Contested(String),
     #[error(
-        "--force-new-cluster: other members of this cluster have a leader, so a majority lives; stop them first, if they are to be given up"
+        "--force-new-cluster: other members of this cluster ({0}) have a leader, so a majority lives; stop them first, if they are to be given up"
     )]
-    MajorityLives,
+    MajorityLives(String),
+    #[error(
+        "--force-new-cluster: another cluster with this cluster's ID, which --force-new-cluster made or which is from before it, serves at {0}: with this member there would be two. Nothing was changed. To go on with what this member has, first stop the one at {0} and remove its data directory; to go on with what that one has, start this member without --force-new-cluster"
+    )]
+    Rival(String),
     #[error(
         "its cluster was superseded by one that --force-new-cluster made, which does not await member {0:x} (any more): add it with `member add`"
     )]
     NotAwaited(u64),
     #[error(
-        "its cluster was superseded by one that --force-new-cluster made of a member that had less: this one knows entry {committed} of term {term} to be committed, that one ended at entry {} of term {}. Nothing was changed. Either use --force-new-cluster on this member instead, or, to give up what only this one has, move {}/member away and start it again", .end.0, .end.1, .directory.display()
+        "its cluster was superseded by one that --force-new-cluster made of a member that had less: this one knows entry {committed} of term {term} to be committed, that one, at {url}, ended at entry {} of term {}. Nothing was changed. Either, to keep what this one has, first stop the one at {url} and remove its data directory, then use --force-new-cluster on this member instead; or, to give up what only this one has, move {}/member away and start it again while that one runs", .end.0, .end.1, .directory.display()
     )]
-    Ahead { directory: PathBuf, committed: u64, term: u64, end: (u64, u64) },
+    Ahead { url: String, directory: PathBuf, committed: u64, term: u64, end: (u64, u64) },
 }
 
 /// Where a member comes from.
@@ -210,7 +214,7 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     }
     match found {
         Found::Known(identity) if config.force_new_cluster => {
-            rejoin::check_majority_lost(config, env, identity).await?;
+            rejoin::check_nobody_leads(config, env, identity).await?;
             Ok(Origin::Known(identity))
         }
         Found::Known(identity) => match rejoin::look(config, env, identity).await? {

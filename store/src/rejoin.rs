@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Url};
 use crate::env::{self, Env};
 use crate::grpc::Server;
-use crate::incarnation::{Answer, Verdict, end_of, judge, peer_cluster};
+use crate::incarnation::{Answer, Verdict, end_of, judge, peer_cluster, places, rivals};
 use crate::join::{JoinError, Origin, mark_joining};
 use crate::snapshot::Snapshots;
 use crate::start;
@@ -103,12 +103,12 @@ pub async fn ask_all(
 ) -> Vec<Answer> {
     let ask = |url: Url| {
         let credentials = credentials.clone();
-        async move { ask_members(&url, &credentials).await }
+        async move { ask_members(&url, &credentials).await.map(|answer| read(&url, answer)) }
     };
     let mut asking = urls.into_iter().map(ask).collect::<JoinSet<_>>();
     let mut answers = Vec::new();
     while let Some(asked) = asking.join_next().await {
-        let answer = asked.ok().and_then(Result::ok).map(read);
+        let answer = asked.ok().and_then(Result::ok);
         let last = answer.as_ref().is_some_and(&enough);
         answers.extend(answer);
         if last {
@@ -123,8 +123,9 @@ fn lives(answer: &Answer, cluster: u64, incarnation: u64) -> bool {
     answer.cluster == cluster && answer.incarnation.id == incarnation && answer.leader != 0
 }
 
-fn read(answer: MembersResponse) -> Answer {
+fn read(url: &Url, answer: MembersResponse) -> Answer {
     Answer {
+        url: url.to_string(),
         cluster: answer.cluster_id,
         incarnation: Incarnation::decode(answer.incarnation).unwrap_or_default(),
         leader: answer.leader,
@@ -173,12 +174,24 @@ pub async fn look(config: &Config, env: &Env, identity: Identity) -> Result<Opti
     let enough = |answer: &Answer| lives(answer, identity.cluster, own);
     let answers = ask_all(urls, &config.peer_credentials(), enough).await;
     let answer = match judge(identity.cluster, own, &answers) {
-        Verdict::Current => return Ok(None),
-        Verdict::Contested => return Err(JoinError::Contested),
-        Verdict::Parted(_) => {
+        Verdict::Current => {
+            if let Some(rivals) = rivals(identity.cluster, own, &answers) {
+                tracing::error!(
+                    "two clusters with this cluster's ID serve clients: this member, and {rivals}, of another cluster that \
+                     --force-new-cluster made, or from before it. They do not mix, and what clients write to one of them is \
+                     not in the other: decide which one is to stay, stop the other one's members and remove their data \
+                     directories"
+                );
+            }
+            return Ok(None);
+        }
+        Verdict::Contested => return Err(contested(&answers)),
+        Verdict::Parted(answer) => {
             tracing::error!(
-                "--force-new-cluster made a new cluster of another member although a majority of this one lives: two clusters \
-                 serve clients. Stop that member and remove its data, or stop all members of this one and start them again"
+                "--force-new-cluster made a new cluster of another member, at {}, although a majority of this one lives: two \
+                 clusters serve clients. Stop that member and remove its data, or stop all members of this one and start \
+                 them again",
+                answer.url
             );
             return Ok(None);
         }
@@ -187,7 +200,7 @@ pub async fn look(config: &Config, env: &Env, identity: Identity) -> Result<Opti
     let note = awaited(config, identity, own, &answer)?;
     let give_up = || {
         let _lock = start::lock(&directory).map_err(|error| JoinError::Data(Box::new(error)))?;
-        check_nothing_lost(env, &directory, identity, own, &answer.incarnation)?;
+        check_nothing_lost(env, &directory, identity, own, &answer)?;
         fail::fail_point!("rejoin_before_note");
         write_note(env, &directory, &note)?;
         fail::fail_point!("rejoin_after_note");
@@ -210,7 +223,7 @@ pub fn begin_again(
     let answer = match judge(identity.cluster, 0, answers) {
         // A majority that lives knows what became of this member.
         Verdict::Current | Verdict::Parted(_) => return Ok(None),
-        Verdict::Contested => return Err(JoinError::Contested),
+        Verdict::Contested => return Err(contested(answers)),
         Verdict::Superseded(answer) => answer,
     };
     let note = awaited(config, identity, 0, &answer)?;
@@ -274,22 +287,31 @@ fn awaited(
     Ok(Rejoining { cluster_id: cluster, incarnation, member, peer_urls, asked: false })
 }
 
+/// Of two new clusters, where they are.
+fn contested(answers: &[Answer]) -> JoinError {
+    let forced = |answer: &Answer| !answer.incarnation.past.is_empty();
+    JoinError::Contested(places(answers, forced).unwrap_or_default())
+}
+
 /// Whether the survivor had everything that this member knows to be committed.
 fn check_nothing_lost(
     env: &Env,
     directory: &Path,
     identity: Identity,
     own: u64,
-    incarnation: &Incarnation,
+    answer: &Answer,
 ) -> Result<(), JoinError> {
-    let Some(end) = end_of(incarnation, own) else { return Err(JoinError::Contested) };
+    let Some(end) = end_of(&answer.incarnation, own) else {
+        return Err(contested(std::slice::from_ref(answer)));
+    };
     let disks = start::open(env, directory, &Origin::Known(identity))
         .map_err(|error| JoinError::Data(Box::new(error)))?;
     let committed = disks.recovered.hard_state.commit.max(disks.loaded.applied.0);
     let term = disks.recovered.hard_state.term.max(disks.loaded.applied.1);
     if committed > end.index || term > end.term {
         let (directory, end) = (directory.to_owned(), (end.index, end.term));
-        return Err(JoinError::Ahead { directory, committed, term, end });
+        let url = answer.url.clone();
+        return Err(JoinError::Ahead { url, directory, committed, term, end });
     }
     Ok(())
 }
@@ -359,7 +381,9 @@ pub async fn join(config: &Config, env: &Env, mut note: Rejoining) -> Result<Ori
     for attempt in 0u32.. {
         let mut reason = "no member of it answers".to_owned();
         for url in &urls {
-            let Ok(answer) = ask_members(url, &credentials).await.map(read) else { continue };
+            let Ok(answer) = ask_members(url, &credentials).await.map(|answer| read(url, answer)) else {
+                continue;
+            };
             if answer.cluster != note.cluster_id || end_of(&answer.incarnation, note.incarnation).is_none() {
                 continue;
             }
@@ -438,23 +462,26 @@ pub async fn complete(server: Arc<Server>, config: Config, env: Env, stopping: C
     }
 }
 
-/// Refuses to make a member the only one while others have a leader.
+/// Refuses to make a member the only one while others have a leader, be it of another incarnation.
 ///
 /// # Errors
 /// That they have, and the disk's.
-pub async fn check_majority_lost(config: &Config, env: &Env, identity: Identity) -> Result<(), JoinError> {
+pub async fn check_nobody_leads(config: &Config, env: &Env, identity: Identity) -> Result<(), JoinError> {
     let known = last_known(env, &config.data_directory())?;
     let own = known.incarnation.clone().unwrap_or_default().id;
     let urls = known_urls(config, env, identity.member, &known)?;
+    let mut refused = JoinError::Alone;
     for look in 1..=LOOKS {
         let majority = |answer: &Answer| lives(answer, identity.cluster, own);
         let answers = ask_all(urls.clone(), &config.peer_credentials(), majority).await;
-        if !answers.iter().any(majority) {
-            return Ok(());
-        }
+        refused = match (places(&answers, majority), rivals(identity.cluster, own, &answers)) {
+            (Some(urls), _) => JoinError::MajorityLives(urls),
+            (None, Some(urls)) => JoinError::Rival(urls),
+            (None, None) => return Ok(()),
+        };
         if look < LOOKS {
             tokio::time::sleep(AGAIN).await;
         }
     }
-    Err(JoinError::MajorityLives)
+    Err(refused)
 }
