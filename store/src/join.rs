@@ -39,6 +39,10 @@ pub enum JoinError {
     )]
     Removed(PathBuf),
     #[error(
+        "there is no data in {}, which --force-new-cluster could make a cluster of: check --data-dir and --name. Nothing was changed", .0.display()
+    )]
+    NoData(PathBuf),
+    #[error(
         "member {name} ({id:x}) has already been bootstrapped, but its data directory is empty: remove the member, add it anew and start it with --initial-cluster-state=existing"
     )]
     Bootstrapped { name: String, id: u64 },
@@ -195,6 +199,9 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     let directory = config.data_directory();
     let found = find(env, &directory)?;
     if config.force_new_cluster {
+        if matches!(found, Found::Nothing | Found::Joining(_)) {
+            return Err(JoinError::NoData(directory));
+        }
         rejoin::forget(env, &directory)?;
     }
     if let Some(note) = rejoin::note(env, &directory)? {

@@ -81,6 +81,16 @@ async fn one_member_goes_on_alone() {
     }
 }
 
+#[test]
+fn nothing_is_made_a_cluster_of_no_data() {
+    let mut member = harness::members(1).remove(0);
+    member.extra.push(FORCE.to_owned());
+    member.start();
+    assert!(!member.ended().success());
+    assert!(member.log().contains("there is no data in"), "{}", member.log());
+    assert!(!member.data().exists());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_others_join_by_themselves() {
     let mut members = harness::group(3).await;
