@@ -54,9 +54,7 @@ pub enum Verdict {
 /// Where others say that they follow or are a leader of another incarnation of the cluster than `own`, so that two of them
 /// serve clients; in words for the log.
 pub fn rivals(cluster: u64, own: u64, answers: &[Answer]) -> Option<String> {
-    places(answers, |answer| {
-        answer.cluster == cluster && answer.incarnation.id != own && answer.leader != 0
-    })
+    places(answers, |answer| answer.cluster == cluster && answer.incarnation.id != own && answer.leader != 0)
 }
 
 /// The URLs of those answers, in words; none if there are none.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{Member, MemberListResponse};
-use keelson_proto::etcd::storepb::Incarnation;
+use keelson_proto::etcd::storepb::{Incarnation, Manifest};
 use prost::Message;
 
 use crate::config::{ClusterState, Config, ConfigError, InitialMember, Url};
 use crate::env::Env;
+use crate::etcd_data;
 use crate::rejoin;
 use crate::snapshot::SnapshotError;
 use crate::start::StartError;
@@ -32,6 +33,8 @@ pub enum JoinError {
     Config(#[from] ConfigError),
     #[error("data directory {} cannot be used", .0.display())]
     Directory(PathBuf, #[source] io::Error),
+    #[error("{} is a data directory of etcd's own: {}", .0.display(), etcd_data::ADVICE)]
+    Etcds(PathBuf),
     #[error("cannot open the write-ahead log")]
     Wal(#[from] WalError),
     #[error(
@@ -46,6 +49,8 @@ pub enum JoinError {
         "member {name} ({id:x}) has already been bootstrapped, but its data directory is empty: remove the member, add it anew and start it with --initial-cluster-state=existing"
     )]
     Bootstrapped { name: String, id: u64 },
+    #[error("data directory {} was made for one of {names}, not for {name:?}: check --name and --data-dir", .directory.display())]
+    Unnamed { directory: PathBuf, names: String, name: String },
     #[error("--initial-cluster-state=existing: --initial-cluster names no other member to ask")]
     Alone,
     #[error("cannot fetch cluster info from peer urls: {url}: {reason}")]
@@ -164,7 +169,7 @@ pub enum Found {
 /// Looks into a data directory.
 ///
 /// # Errors
-/// That its member was removed, and the disk's.
+/// That its member was removed, that it is etcd's own, and the disk's.
 pub fn find(env: &Env, directory: &Path) -> Result<Found, JoinError> {
     let member = directory.join("member");
     let list =
@@ -173,6 +178,10 @@ pub fn find(env: &Env, directory: &Path) -> Result<Found, JoinError> {
     let has = |name: &str| names.iter().any(|found| found == name);
     if has(GONE) {
         return Err(JoinError::Removed(directory.to_owned()));
+    }
+    let etcds = etcd_data::is_etcds(&*env.disk, &member);
+    if etcds.map_err(|error| JoinError::Directory(directory.to_owned(), error))? {
+        return Err(JoinError::Etcds(directory.to_owned()));
     }
     let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
     Ok(match wal::identity(&*env.disk, &member.join("wal"))? {
@@ -228,8 +237,15 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
             Some(note) => rejoin::join(config, env, note).await,
             None => Ok(Origin::Known(identity)),
         },
-        Found::Begun => bootstrap(config, env).await,
-        Found::Nothing if config.initial_cluster_state == ClusterState::New => bootstrap(config, env).await,
+        Found::Begun => {
+            let beginning = begun(config, rejoin::latest(env, &directory)?)?;
+            bootstrap(config, env, beginning).await
+        }
+        Found::Nothing if config.initial_cluster_state == ClusterState::New => {
+            let (member, members) = config.members()?;
+            let identity = Identity { cluster: Config::cluster_id(&members), member };
+            bootstrap(config, env, (identity, initial_members(&members))).await
+        }
         Found::Nothing | Found::Joining(_) => {
             let origin = join(config).await?;
             mark_joining(env, &directory)?;
@@ -238,12 +254,32 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     }
 }
 
-async fn bootstrap(config: &Config, env: &Env) -> Result<Origin, JoinError> {
-    let (member, members) = config.members()?;
-    let identity = Identity { cluster: Config::cluster_id(&members), member };
+/// Who a member is whose directory has a snapshot and no log: one that was restored, or interrupted when it began. As in
+/// etcd, what the directory says counts, not what the flags say of the cluster.
+fn begun(config: &Config, latest: Option<Manifest>) -> Result<(Identity, Vec<Member>), JoinError> {
+    let Manifest { cluster_id, metadata, .. } = latest.unwrap_or_default();
+    let members = metadata.unwrap_or_default().members;
+    let named = members.iter().find(|member| member.name == config.name);
+    match named.or_else(|| rejoin::find(config, &members)) {
+        Some(own) => Ok((Identity { cluster: cluster_id, member: own.id }, members)),
+        None => {
+            let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+            let (directory, name) = (config.data_directory(), config.name.clone());
+            Err(JoinError::Unnamed { directory, names: names.join(", "), name })
+        }
+    }
+}
+
+async fn bootstrap(
+    config: &Config,
+    env: &Env,
+    (identity, members): (Identity, Vec<Member>),
+) -> Result<Origin, JoinError> {
+    let member = identity.member;
     // One that has lost its data must not begin again: it would vote a second time. Those that do not answer cannot
     // know; they may be just about to start.
-    let others = members.iter().filter(|other| other.id != member).flat_map(|other| other.peer_urls.clone());
+    let others = members.iter().filter(|other| other.id != member).flat_map(|other| &other.peer_urls);
+    let others: Vec<Url> = others.filter_map(|url| url.parse().ok()).collect();
     let answers = rejoin::ask_all(others, &config.peer_credentials(), |_| false).await;
     if let Some(note) = rejoin::begin_again(config, env, identity, &answers)? {
         return rejoin::join(config, env, note).await;
@@ -254,7 +290,7 @@ async fn bootstrap(config: &Config, env: &Env) -> Result<Origin, JoinError> {
             return Err(JoinError::Bootstrapped { name: config.name.clone(), id: member });
         }
     }
-    Ok(Origin::Bootstrap { identity, members: initial_members(&members) })
+    Ok(Origin::Bootstrap { identity, members })
 }
 
 async fn join(config: &Config) -> Result<Origin, JoinError> {
@@ -321,6 +357,7 @@ fn identify(
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use keelson_proto::etcd::storepb::Metadata;
 
     use super::*;
 
@@ -348,6 +385,32 @@ mod tests {
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
             (found, expected) => panic!("{found:?}, expected {expected:?}"),
         }
+    }
+
+    #[test]
+    fn what_a_directory_says_of_a_beginning_counts() {
+        let check = |name: &str, port: u16, expected: Result<u64, &str>| {
+            let config = Config::parse_from([
+                "kube-store".to_owned(),
+                format!("--name={name}"),
+                format!("--initial-advertise-peer-urls=http://localhost:{port}"),
+                "--initial-cluster-token=other".to_owned(),
+            ]);
+            let members = vec![existing(10, 1, "a"), existing(20, 2, "b")];
+            let metadata = Metadata { members, ..Metadata::default() };
+            let manifest = Manifest { cluster_id: 7, metadata: Some(metadata), ..Manifest::default() };
+            match (begun(&config, Some(manifest)), expected) {
+                (Ok((identity, _)), Ok(member)) => {
+                    assert_eq!(identity, Identity { cluster: 7, member }, "{name} {port}");
+                }
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (found, expected) => panic!("{found:?}, expected {expected:?}"),
+            }
+        };
+        check("a", 1, Ok(10));
+        check("b", 9, Ok(20));
+        check("c", 2, Ok(20));
+        check("c", 9, Err("for one of a, b, not for \"c\""));
     }
 
     #[test]

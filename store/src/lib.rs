@@ -11,6 +11,7 @@ mod compactor;
 pub mod config;
 mod corruption;
 pub mod env;
+mod etcd_data;
 #[cfg(test)]
 mod fuzz;
 pub mod grpc;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{Member, MemberListResponse};
 use keelson_proto::etcd::storepb::membership_change::Change;
-use keelson_proto::etcd::storepb::{Incarnation, MembershipChange, Metadata, Rejoining};
+use keelson_proto::etcd::storepb::{Incarnation, Manifest, MembershipChange, Metadata, Rejoining};
 use keelson_proto::peer::MembersResponse;
 use prost::Message as _;
 use tokio::task::JoinSet;
@@ -141,8 +141,16 @@ fn configured(config: &Config) -> Vec<Url> {
 
 /// What a data directory says of the membership, as of its last snapshot.
 fn last_known(env: &Env, directory: &Path) -> Result<Metadata, JoinError> {
+    Ok(latest(env, directory)?.and_then(|latest| latest.metadata).unwrap_or_default())
+}
+
+/// The latest snapshot in a data directory.
+///
+/// # Errors
+/// That it is damaged, and the disk's.
+pub fn latest(env: &Env, directory: &Path) -> Result<Option<Manifest>, JoinError> {
     let snapshots = Snapshots::inspect(env.disk.clone(), &directory.join("member/snap"))?;
-    Ok(snapshots.latest().and_then(|latest| latest.metadata.clone()).unwrap_or_default())
+    Ok(snapshots.latest().cloned())
 }
 
 /// The others' peer URLs, from everywhere that this member trusts.
@@ -265,7 +273,7 @@ fn own_urls(config: &Config) -> Vec<String> {
 }
 
 /// This member among others, by its peer URLs.
-fn find<'a>(config: &Config, members: &'a [Member]) -> Option<&'a Member> {
+pub fn find<'a>(config: &Config, members: &'a [Member]) -> Option<&'a Member> {
     let own = own_urls(config);
     members.iter().find(|member| {
         let mut urls = member.peer_urls.clone();

@@ -329,7 +329,8 @@ impl Config {
         self.peer_tls()?;
         self.retention()?;
         // As in etcd, what says how the cluster begins means nothing to a member that has begun.
-        if !self.data_directory().join("member/wal").exists() {
+        let member = self.data_directory().join("member");
+        if !member.join("wal").exists() && !member.join("snap").exists() {
             self.members()?;
         }
         Ok(())

@@ -12,14 +12,13 @@ use sha2::{Digest, Sha256};
 use super::transfer::MAX_MANIFEST;
 use super::{Receiver, SnapshotError, Snapshots, file, from_reading};
 use crate::env::{Disk, File};
+use crate::etcd_data::is_bbolt;
 use crate::mvcc::{Record, Revision};
 use crate::wal::Identity;
 
 const SECTOR: u64 = 512;
 const SUM: u64 = 32;
 const PIECE: u64 = 256 << 10;
-/// What etcd's own files have at this place.
-const BBOLT: (u64, u32) = (16, 0xed0c_daed);
 
 /// Whether a file of this length ends with a checksum.
 pub fn has_checksum(length: u64) -> bool {
@@ -45,17 +44,13 @@ impl Archive {
         let refuse = |what| SnapshotError::NoArchive { path: path.to_owned(), what };
         let file = disk.open(path)?;
         let length = file.length()?;
-        let (at, magic) = BBOLT;
-        let mut word = [0; 4];
-        if length >= at + 4 {
-            file.read_at(&mut word, at)?;
-            if u32::from_le_bytes(word) == magic {
-                return Err(refuse(
-                    "it is a file of etcd's own (bbolt), which kube-store does not read: restore it with etcdutl, run \
-                     that etcd and copy its keys with etcdctl make-mirror",
-                ));
-            }
+        if is_bbolt(&*file)? {
+            return Err(refuse(
+                "it is a file of etcd's own (bbolt), which kube-store does not read: restore it with etcdutl, run that \
+                 etcd and copy its keys with etcdctl make-mirror",
+            ));
         }
+        let mut word = [0; 4];
         if check {
             if !has_checksum(length) {
                 return Err(refuse("it has no checksum; --skip-hash-check does without"));

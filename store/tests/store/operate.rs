@@ -276,6 +276,19 @@ async fn a_snapshot_that_etcdctl_saved_is_restored() {
     assert_eq!(client.get("leased").await.unwrap().unwrap(), b"x");
     assert_eq!(client.put("after", "x").await.unwrap().header.unwrap().revision, revision + 1001);
 
+    // Who it is, is in the directory: its own flags do.
+    let mut renamed = harness::members(1).remove(0);
+    let (code, said) = restore(theirs, &renamed, &["--initial-cluster-token=another"]);
+    assert_eq!(code, 0, "{said}");
+    for _ in 0..2 {
+        renamed.start();
+        renamed.ready().await;
+        assert_eq!(renamed.client().get("leased").await.unwrap().unwrap(), b"x");
+        let cluster = renamed.client().status().await.unwrap().header.unwrap().cluster_id;
+        assert!(said.contains(&format!("of cluster {cluster:x}")), "{said}");
+        assert!(renamed.stop().success());
+    }
+
     let mut bytes = std::fs::read(theirs).unwrap();
     let at = bytes.len() / 2;
     bytes[at] ^= 1;
@@ -332,6 +345,24 @@ async fn verify_finds_what_is_wrong_and_changes_nothing() {
     std::fs::write(&segment, &bytes).unwrap();
     let (code, said) = verify();
     assert!(code == 1 && said.contains("write-ahead log is corrupt"), "{said}");
+}
+
+#[tokio::test]
+async fn etcds_own_data_is_known_as_such() {
+    let etcd = Etcd::start(&[]).await;
+    etcd.client().put("a", "1").await.unwrap();
+    let mut member = harness::members(1).remove(0);
+    let copied = Command::new("cp").arg("-r").arg(etcd.data()).arg(member.data()).status().unwrap();
+    assert!(copied.success());
+    drop(etcd);
+    let before = harness::files(&member.wal(), "");
+    let says = |said: &str| said.contains("data directory of etcd's own") && !said.contains("corrupt");
+    member.start();
+    assert!(!member.ended().success());
+    assert!(says(&member.log()), "{}", member.log());
+    let (code, said) = tool(&["verify", "--data-dir", member.data().to_str().unwrap()]);
+    assert!(code == 1 && says(&said), "{said}");
+    assert_eq!(harness::files(&member.wal(), ""), before, "it changed something");
 }
 
 /// Bytes on the disk.
