@@ -129,7 +129,7 @@ mod tests {
         let stranger = Answer { cluster: 6, ..other.clone() };
         check(0, &[], None);
         check(0, &[old.clone(), leading.clone(), stranger], None);
-        check(0, &[forced.clone()], Some("http://m1:1"));
+        check(0, std::slice::from_ref(&forced), Some("http://m1:1"));
         check(9, &[forced.clone(), old, other.clone()], Some("http://m1:1"));
         check(9, &[leading, forced.clone()], Some("http://m1:1 and http://m2:1"));
         check(7, &[other, forced], Some("http://m3:1"));

@@ -15,7 +15,7 @@ use crate::etcd_data;
 use crate::rejoin;
 use crate::snapshot::SnapshotError;
 use crate::start::StartError;
-use crate::transport::{REMOVED, ask_members};
+use crate::transport::{REMOVED, ask_members, reason};
 use crate::wal::{self, Identity, WalError};
 
 /// How long one that joins tries to learn who the members are.
@@ -308,9 +308,7 @@ async fn join(config: &Config) -> Result<Origin, JoinError> {
                     let incarnation = Incarnation::decode(answer.incarnation).unwrap_or_default();
                     identify(config, &members, (answer.cluster_id, incarnation), list.members)
                 }
-                Err(status) => {
-                    Err(JoinError::Unreachable { url: (*url).clone(), reason: status.message().to_owned() })
-                }
+                Err(status) => Err(JoinError::Unreachable { url: (*url).clone(), reason: reason(&status) }),
             };
             match found {
                 Ok(origin) => return Ok(origin),

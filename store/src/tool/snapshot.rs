@@ -17,7 +17,9 @@ use crate::config::{Config, ConfigError, InitialCluster, Url};
 use crate::env::{Disk, ReadOnlyDisk, RealDisk};
 use crate::join::initial_members;
 use crate::membership::Members;
+use crate::node::Chain;
 use crate::snapshot::{Archive, SnapshotError, Snapshots, has_checksum};
+use crate::transport::reason;
 use crate::wal::Identity;
 
 #[derive(Debug, thiserror::Error)]
@@ -124,12 +126,18 @@ impl Save {
 
     async fn save(self) -> Result<(), Error> {
         let (url, endpoint) = self.endpoint()?;
-        let channel = endpoint.connect().await.map_err(|error| Error::Connect(url.clone(), error))?;
+        let channel = endpoint.connect().await.map_err(|error| {
+            let chain = Chain(&error).to_string();
+            match asks_for_certificate(&chain) {
+                true => Error::Refused(url.clone(), refusal(&chain)),
+                false => Error::Connect(url.clone(), error),
+            }
+        })?;
         let mut part = self.file.clone().into_os_string();
         part.push(".part");
         let part = PathBuf::from(part);
         let saved = async {
-            let refused = |status: tonic::Status| Error::Refused(url.clone(), status.message().to_owned());
+            let refused = |status: tonic::Status| Error::Refused(url.clone(), refusal(&reason(&status)));
             let mut client = MaintenanceClient::new(channel).max_decoding_message_size(usize::MAX);
             let mut stream = client.snapshot(SnapshotRequest {}).await.map_err(refused)?.into_inner();
             let failed = |error| Error::File(part.clone(), error);
@@ -157,6 +165,19 @@ impl Save {
         saved?;
         println!("Snapshot saved at {}", self.file.display());
         Ok(())
+    }
+}
+
+fn asks_for_certificate(reason: &str) -> bool {
+    reason.contains("CertificateRequired")
+}
+
+/// A refusal, with what to do if the member asked for a certificate that was not sent: TLS 1.3 says so only after the
+/// connection stands.
+fn refusal(reason: &str) -> String {
+    match asks_for_certificate(reason) {
+        true => format!("a client certificate is required: give --cert and --key ({reason})"),
+        false => reason.to_owned(),
     }
 }
 

@@ -182,8 +182,8 @@ fn check_log(log: &Inspected, snapshot: (u64, u64), cluster: Option<u64>) -> Res
     };
     println!(
         "log       member {:x} of cluster {:x}; {segments} segments, {bytes} bytes; entries {first} to {last}, \
-         term {}, commit {}: ok{torn}",
-        identity.member, identity.cluster, recovered.hard_state.term, recovered.hard_state.commit
+         the last one of term {}; term {}, commit {}: ok{torn}",
+        identity.member, identity.cluster, term, recovered.hard_state.term, recovered.hard_state.commit
     );
     Ok(())
 }

@@ -13,6 +13,7 @@ use tonic::Code;
 
 use crate::etcd::Etcd;
 use crate::harness::{self, Client, Member, eventually};
+use crate::secure::get;
 
 /// What etcdctl prints; it has to succeed.
 pub fn etcdctl(ports: &[u16], arguments: &[&str]) -> String {
@@ -292,8 +293,14 @@ async fn a_snapshot_that_etcdctl_saved_is_restored() {
     let mut bytes = std::fs::read(theirs).unwrap();
     let at = bytes.len() / 2;
     bytes[at] ^= 1;
-    std::fs::write(ours, &bytes).unwrap();
     let other = harness::members(1).remove(0);
+    // Empty, and cut short: in the middle and within its last sector.
+    for length in [0, 3, 100, at, bytes.len() - 33] {
+        std::fs::write(ours, &bytes[..length]).unwrap();
+        let (code, said) = restore(ours, &other, &[]);
+        assert!(code == 1 && !said.contains("--skip-hash-check"), "{length}: {said}");
+    }
+    std::fs::write(ours, &bytes).unwrap();
     let (code, said) = restore(ours, &other, &[]);
     assert!(code == 1 && said.contains("SHA-256"), "{said}");
     let (code, said) = restore(ours, &other, &["--skip-hash-check"]);
@@ -345,6 +352,36 @@ async fn verify_finds_what_is_wrong_and_changes_nothing() {
     std::fs::write(&segment, &bytes).unwrap();
     let (code, said) = verify();
     assert!(code == 1 && said.contains("write-ahead log is corrupt"), "{said}");
+}
+
+#[tokio::test]
+async fn the_environment_says_what_flags_do_not() {
+    let mut member = harness::members(1).remove(0);
+    let metrics = harness::free_port();
+    member.environment = vec![
+        ("ETCD_NAME", "other".to_owned()),
+        ("ETCD_LISTEN_METRICS_URLS", format!("http://127.0.0.1:{metrics}")),
+        ("ETCD_PRE_VOTE", "true".to_owned()),
+        ("ETCD_NO_SUCH_FLAG", "1".to_owned()),
+        ("ETCDCTL_NO_SUCH_FLAG", "1".to_owned()),
+    ];
+    member.start();
+    member.ready().await;
+    assert!(get(metrics, "/health").contains(r#""health":"true""#));
+    for expected in [
+        "ETCD_NAME=other is not used: --name is given",
+        "ETCD_LISTEN_METRICS_URLS is used as --listen-metrics-urls=",
+        "--pre-vote has nothing to act on in kube-store",
+        "unrecognized environment variable ETCD_NO_SUCH_FLAG",
+    ] {
+        assert!(member.log().contains(expected), "{expected}: {}", member.log());
+    }
+    assert!(!member.log().contains("ETCDCTL"), "{}", member.log());
+    member.kill();
+    member.environment = vec![("ETCD_WAL_DIR", "/x".to_owned())];
+    member.start();
+    assert!(!member.ended().success());
+    assert!(member.log().contains("--wal-dir=/x: kube-store does not do this"), "{}", member.log());
 }
 
 #[tokio::test]
