@@ -194,7 +194,8 @@ async fn a_majority_that_lives_is_not_given_up() {
     members[0].start();
     assert!(!members[0].ended().success());
     assert!(members[0].log().contains("have a leader, so a majority lives"), "{}", members[0].log());
-    assert!(members[0].log().contains(&members[1].peer_url()), "{}", members[0].log());
+    let named = |at: usize| members[0].log().contains(&members[at].peer_url());
+    assert!(named(1) || named(2), "{}", members[0].log());
     // What it cannot see it cannot know.
     members[1].kill();
     members[2].kill();
