@@ -140,7 +140,7 @@ async fn a_peer_whose_certificate_is_not_trusted_is_named() {
         member.log().lines().any(|line| what.iter().all(|what| line.contains(what)))
     };
     eventually("it is said", || async {
-        let lost = ["lost a peer", url.as_str(), "UnknownIssuer"];
+        let lost = ["lost a peer", url.as_str(), "invalid peer certificate"];
         let rejected = ["rejected connection from 127.0.0.1:"];
         let said = says(&members[0], &lost) || says(&members[1], &lost);
         (said && says(&members[2], &rejected)).then_some(())
