@@ -4,7 +4,7 @@
 /// What variables become.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// As on the command line, behind what stands there.
+    /// As on the command line.
     pub arguments: Vec<String>,
     /// What to say of them: those that are used, then those that are not.
     pub used: Vec<String>,

@@ -50,7 +50,9 @@ fn main() -> ExitCode {
         Ok(taken) => taken,
         Err(error) => refuse(&command, error),
     };
-    arguments.extend(environment.arguments);
+    // Before the others: the last of those may lack its value.
+    let begin = arguments.len().min(1);
+    arguments.splice(begin..begin, environment.arguments);
     let acts = |flag: &str| command.get_arguments().any(|argument| argument.get_long() == Some(flag));
     let (arguments, ignored) = match ignored::take_out(arguments, acts) {
         Ok(taken) => taken,
