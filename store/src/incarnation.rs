@@ -51,21 +51,6 @@ pub enum Verdict {
     Contested,
 }
 
-/// Where others say that they follow or are a leader of another incarnation of the cluster than `own`, so that two of them
-/// serve clients; in words for the log.
-pub fn rivals(cluster: u64, own: u64, answers: &[Answer]) -> Option<String> {
-    places(answers, |answer| answer.cluster == cluster && answer.incarnation.id != own && answer.leader != 0)
-}
-
-/// The URLs of those answers, in words; none if there are none.
-pub fn places(answers: &[Answer], of: impl Fn(&Answer) -> bool) -> Option<String> {
-    let mut urls: Vec<&str> =
-        answers.iter().filter(|answer| of(answer)).map(|answer| answer.url.as_str()).collect();
-    urls.sort_unstable();
-    urls.dedup();
-    (!urls.is_empty()).then(|| urls.join(" and "))
-}
-
 /// Judges the answers of others about incarnation `own` of a cluster.
 pub fn judge(cluster: u64, own: u64, answers: &[Answer]) -> Verdict {
     let answers = || answers.iter().filter(|answer| answer.cluster == cluster);
@@ -84,6 +69,21 @@ pub fn judge(cluster: u64, own: u64, answers: &[Answer]) -> Verdict {
         true => Verdict::Parted(last.clone()),
         false => Verdict::Superseded(last.clone()),
     }
+}
+
+/// Where others say that they follow or are a leader of another incarnation of the cluster than `own`, so that two of them
+/// serve clients; in words for the log.
+pub fn rivals(cluster: u64, own: u64, answers: &[Answer]) -> Option<String> {
+    places(answers, |answer| answer.cluster == cluster && answer.incarnation.id != own && answer.leader != 0)
+}
+
+/// The URLs of those answers, in words; none if there are none.
+pub fn places(answers: &[Answer], of: impl Fn(&Answer) -> bool) -> Option<String> {
+    let mut urls: Vec<&str> =
+        answers.iter().filter(|answer| of(answer)).map(|answer| answer.url.as_str()).collect();
+    urls.sort_unstable();
+    urls.dedup();
+    (!urls.is_empty()).then(|| urls.join(" and "))
 }
 
 #[cfg(test)]

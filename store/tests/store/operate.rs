@@ -13,7 +13,6 @@ use tonic::Code;
 
 use crate::etcd::Etcd;
 use crate::harness::{self, Client, Member, eventually};
-use crate::secure::get;
 
 /// What etcdctl prints; it has to succeed.
 pub fn etcdctl(ports: &[u16], arguments: &[&str]) -> String {
@@ -367,7 +366,7 @@ async fn the_environment_says_what_flags_do_not() {
     ];
     member.start();
     member.ready().await;
-    assert!(get(metrics, "/health").contains(r#""health":"true""#));
+    assert!(crate::secure::get(metrics, "/health").contains(r#""health":"true""#));
     for expected in [
         "ETCD_NAME=other is not used: --name is given",
         "ETCD_LISTEN_METRICS_URLS is used as --listen-metrics-urls=",
