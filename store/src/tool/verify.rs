@@ -181,9 +181,9 @@ fn check_log(log: &Inspected, snapshot: (u64, u64), cluster: Option<u64>) -> Res
         torn => format!(" (an unfinished last write of {torn} bytes, which a start cuts off)"),
     };
     println!(
-        "log       member {:x} of cluster {:x}; {segments} segments, {bytes} bytes; entries {first} to {last}, \
-         the last one of term {}; term {}, commit {}: ok{torn}",
-        identity.member, identity.cluster, term, recovered.hard_state.term, recovered.hard_state.commit
+        "log       member {:x} of cluster {:x}; {segments} segments, {bytes} bytes; entries {first} to {last} (of term \
+         {term}), term {}, commit {}: ok{torn}",
+        identity.member, identity.cluster, recovered.hard_state.term, recovered.hard_state.commit
     );
     Ok(())
 }
