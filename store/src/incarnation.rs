@@ -104,22 +104,6 @@ mod tests {
     }
 
     #[test]
-    fn verdicts() {
-        let (old, leading) = (answer(&[0], 0), answer(&[0], 2));
-        let (forced, again, other) = (answer(&[0, 7], 1), answer(&[0, 7, 8], 1), answer(&[0, 9], 3));
-        check(&[], &Verdict::Current);
-        check(&[old.clone(), leading.clone()], &Verdict::Current);
-        check(&[Answer { cluster: 6, ..forced.clone() }], &Verdict::Current);
-        check(&[old.clone(), forced.clone()], &Verdict::Superseded(forced.clone()));
-        check(&[again.clone(), forced.clone()], &Verdict::Superseded(again.clone()));
-        check(&[leading, forced.clone()], &Verdict::Parted(forced.clone()));
-        check(&[forced.clone(), other.clone()], &Verdict::Contested);
-        check(&[other, again.clone()], &Verdict::Contested);
-        assert_eq!(judge(5, 7, &[forced, old]), Verdict::Current, "they are of it, or behind it");
-        assert_eq!(judge(5, 8, &[again]), Verdict::Current);
-    }
-
-    #[test]
     fn rivals_are_those_with_a_leader_of_another_incarnation() {
         let check = |own, answers: &[Answer], expected: Option<&str>| {
             assert_eq!(rivals(5, own, answers).as_deref(), expected, "{own}: {answers:?}");
@@ -133,6 +117,22 @@ mod tests {
         check(9, &[forced.clone(), old, other.clone()], Some("http://m1:1"));
         check(9, &[leading, forced.clone()], Some("http://m1:1 and http://m2:1"));
         check(7, &[other, forced], Some("http://m3:1"));
+    }
+
+    #[test]
+    fn verdicts() {
+        let (old, leading) = (answer(&[0], 0), answer(&[0], 2));
+        let (forced, again, other) = (answer(&[0, 7], 1), answer(&[0, 7, 8], 1), answer(&[0, 9], 3));
+        check(&[], &Verdict::Current);
+        check(&[old.clone(), leading.clone()], &Verdict::Current);
+        check(&[Answer { cluster: 6, ..forced.clone() }], &Verdict::Current);
+        check(&[old.clone(), forced.clone()], &Verdict::Superseded(forced.clone()));
+        check(&[again.clone(), forced.clone()], &Verdict::Superseded(again.clone()));
+        check(&[leading, forced.clone()], &Verdict::Parted(forced.clone()));
+        check(&[forced.clone(), other.clone()], &Verdict::Contested);
+        check(&[other, again.clone()], &Verdict::Contested);
+        assert_eq!(judge(5, 7, &[forced, old]), Verdict::Current, "they are of it, or behind it");
+        assert_eq!(judge(5, 8, &[again]), Verdict::Current);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::shrink::Shrinker;
 use crate::snapshot::{self, SnapshotError, Snapshots};
 use crate::transport::{PeerNetwork, Peers, PeersConfig};
 use crate::trees::{TREE_SPACE, Tree, Trees};
-use crate::wal::{self, Identity, REPLACE, Recovered, Wal, WalError};
+use crate::wal::{self, Identity, Recovered, Wal, WalError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -40,7 +40,8 @@ pub enum StartError {
     #[error("cannot open the write-ahead log")]
     Wal(#[from] WalError),
     #[error(
-        "the write-ahead log begins at {first}, behind the snapshot at {snapshot}: entries between are missing. {REPLACE}"
+        "the write-ahead log begins at {first}, behind the snapshot at {snapshot}: entries between are missing. {}",
+        wal::REPLACE
     )]
     Gap { first: u64, snapshot: u64 },
     #[error("cannot open the snapshot")]
