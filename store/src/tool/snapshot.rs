@@ -128,8 +128,8 @@ impl Save {
         let (url, endpoint) = self.endpoint()?;
         let channel = endpoint.connect().await.map_err(|error| {
             let chain = Chain(&error).to_string();
-            match asks_for_certificate(&chain) {
-                true => Error::Refused(url.clone(), refusal(&chain)),
+            match chain.contains(CERTIFICATE_REQUIRED) {
+                true => Error::Refused(url.clone(), refusal(&chain, false)),
                 false => Error::Connect(url.clone(), error),
             }
         })?;
@@ -137,7 +137,12 @@ impl Save {
         part.push(".part");
         let part = PathBuf::from(part);
         let saved = async {
-            let refused = |status: tonic::Status| Error::Refused(url.clone(), refusal(&reason(&status)));
+            let anonymous = url.starts_with("https://") && self.cert.is_none();
+            let refused = |status: tonic::Status| {
+                // A member's own answer has no other cause.
+                let broken = std::error::Error::source(&status).is_some();
+                Error::Refused(url.clone(), refusal(&reason(&status), anonymous && broken))
+            };
             let mut client = MaintenanceClient::new(channel).max_decoding_message_size(usize::MAX);
             let mut stream = client.snapshot(SnapshotRequest {}).await.map_err(refused)?.into_inner();
             let failed = |error| Error::File(part.clone(), error);
@@ -168,15 +173,17 @@ impl Save {
     }
 }
 
-fn asks_for_certificate(reason: &str) -> bool {
-    reason.contains("CertificateRequired")
-}
+/// TLS's alert, as it is printed.
+const CERTIFICATE_REQUIRED: &str = "CertificateRequired";
 
-/// A refusal, with what to do if the member asked for a certificate that was not sent: TLS 1.3 says so only after the
-/// connection stands.
-fn refusal(reason: &str) -> String {
-    match asks_for_certificate(reason) {
-        true => format!("a client certificate is required: give --cert and --key ({reason})"),
+/// A refusal, with what to do if the member asked for a certificate that was not sent. TLS 1.3 says so only after the
+/// connection stands, and the connection's end may be noticed before; `may_lack` is whether that is what happened.
+fn refusal(reason: &str, may_lack: bool) -> String {
+    if reason.contains(CERTIFICATE_REQUIRED) {
+        return format!("a client certificate is required: give --cert and --key ({reason})");
+    }
+    match may_lack {
+        true => format!("{reason}. If a client certificate is required, give --cert and --key"),
         false => reason.to_owned(),
     }
 }
@@ -343,6 +350,18 @@ impl Restore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_that_lacks_is_named() {
+        let check = |reason: &str, may_lack: bool, expected: &str| {
+            assert_eq!(refusal(reason, may_lack), expected);
+        };
+        check("etcdserver: no leader", false, "etcdserver: no leader");
+        let required = "a client certificate is required: give --cert and --key (alert: CertificateRequired)";
+        check("alert: CertificateRequired", true, required);
+        check("alert: CertificateRequired", false, required);
+        check("closed", true, "closed. If a client certificate is required, give --cert and --key");
+    }
 
     #[test]
     fn sizes() {
