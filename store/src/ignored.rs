@@ -65,6 +65,11 @@ const FLAGS: &[(&str, Takes)] = &[
     ("warning-unary-request-duration", Value),
 ];
 
+/// Whether a flag is one of them.
+pub fn is_one(name: &str) -> bool {
+    FLAGS.iter().any(|(flag, _)| *flag == name)
+}
+
 /// Takes them out of `arguments`, the program's name first; `known` are the flags that do act. Returns the rest and the
 /// flags taken out.
 ///

@@ -41,6 +41,8 @@ pub fn has_all(end: &Superseded, entry: (u64, u64), term: u64) -> bool {
 /// What a member that was asked says.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answer {
+    /// Where it was asked.
+    pub url: String,
     pub cluster: u64,
     pub incarnation: Incarnation,
     pub leader: u64,
@@ -82,6 +84,21 @@ pub fn judge(cluster: u64, own: u64, answers: &[Answer]) -> Verdict {
     }
 }
 
+/// Where others say that they follow or are a leader of another incarnation of the cluster than `own`, so that two of them
+/// serve clients; in words for the log.
+pub fn rivals(cluster: u64, own: u64, answers: &[Answer]) -> Option<String> {
+    places(answers, |answer| answer.cluster == cluster && answer.incarnation.id != own && answer.leader != 0)
+}
+
+/// The URLs of those answers, in words; none if there are none.
+pub fn places(answers: &[Answer], of: impl Fn(&Answer) -> bool) -> Option<String> {
+    let mut urls: Vec<&str> =
+        answers.iter().filter(|answer| of(answer)).map(|answer| answer.url.as_str()).collect();
+    urls.sort_unstable();
+    urls.dedup();
+    (!urls.is_empty()).then(|| urls.join(" and "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,11 +108,28 @@ mod tests {
         for id in &line[1..] {
             incarnation = next(&incarnation, Superseded::default(), *id, &[]);
         }
-        Answer { cluster: 5, incarnation, leader, members: Vec::new() }
+        let url = format!("http://m{leader}:1");
+        Answer { url, cluster: 5, incarnation, leader, members: Vec::new() }
     }
 
     fn check(answers: &[Answer], expected: &Verdict) {
         assert_eq!(judge(5, 0, answers), *expected, "{answers:?}");
+    }
+
+    #[test]
+    fn rivals_are_those_with_a_leader_of_another_incarnation() {
+        let check = |own, answers: &[Answer], expected: Option<&str>| {
+            assert_eq!(rivals(5, own, answers).as_deref(), expected, "{own}: {answers:?}");
+        };
+        let (old, leading) = (answer(&[0], 0), answer(&[0], 2));
+        let (forced, other) = (answer(&[0, 7], 1), answer(&[0, 9], 3));
+        let stranger = Answer { cluster: 6, ..other.clone() };
+        check(0, &[], None);
+        check(0, &[old.clone(), leading.clone(), stranger], None);
+        check(0, std::slice::from_ref(&forced), Some("http://m1:1"));
+        check(9, &[forced.clone(), old, other.clone()], Some("http://m1:1"));
+        check(9, &[leading, forced.clone()], Some("http://m1:1 and http://m2:1"));
+        check(7, &[other, forced], Some("http://m3:1"));
     }
 
     #[test]

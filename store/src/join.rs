@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{Member, MemberListResponse};
-use keelson_proto::etcd::storepb::Incarnation;
+use keelson_proto::etcd::storepb::{Incarnation, Manifest};
 use prost::Message;
 
 use crate::config::{ClusterState, Config, ConfigError, InitialMember, Url};
 use crate::env::Env;
+use crate::etcd_data;
 use crate::rejoin;
 use crate::snapshot::SnapshotError;
 use crate::start::StartError;
-use crate::transport::{REMOVED, ask_members};
+use crate::transport::{REMOVED, ask_members, reason};
 use crate::wal::{self, Identity, WalError};
 
 /// How long one that joins tries to learn who the members are.
@@ -32,6 +33,8 @@ pub enum JoinError {
     Config(#[from] ConfigError),
     #[error("data directory {} cannot be used", .0.display())]
     Directory(PathBuf, #[source] io::Error),
+    #[error("{} is a data directory of etcd's own: {}", .0.display(), etcd_data::ADVICE)]
+    Etcds(PathBuf),
     #[error("cannot open the write-ahead log")]
     Wal(#[from] WalError),
     #[error(
@@ -39,9 +42,15 @@ pub enum JoinError {
     )]
     Removed(PathBuf),
     #[error(
+        "there is no data in {}, which --force-new-cluster could make a cluster of: check --data-dir and --name. Nothing was changed", .0.display()
+    )]
+    NoData(PathBuf),
+    #[error(
         "member {name} ({id:x}) has already been bootstrapped, but its data directory is empty: remove the member, add it anew and start it with --initial-cluster-state=existing"
     )]
     Bootstrapped { name: String, id: u64 },
+    #[error("data directory {} was made for one of {names}, not for {name:?}: check --name and --data-dir", .directory.display())]
+    Unnamed { directory: PathBuf, names: String, name: String },
     #[error("--initial-cluster-state=existing: --initial-cluster names no other member to ask")]
     Alone,
     #[error("cannot fetch cluster info from peer urls: {url}: {reason}")]
@@ -63,21 +72,25 @@ pub enum JoinError {
     #[error("{} is damaged: it says how this member joins the cluster that superseded its own; remove it", .0.display())]
     Note(PathBuf),
     #[error(
-        "--force-new-cluster made a new cluster of two members: make one of them the only one, and remove the other's data"
+        "--force-new-cluster made a new cluster of each of two members ({0}): decide which one is to stay, stop the other one and remove its data directory, then start this one again"
     )]
-    Contested,
+    Contested(String),
     #[error(
-        "--force-new-cluster: other members of this cluster have a leader, so a majority lives; stop them first, if they are to be given up"
+        "--force-new-cluster: other members of this cluster ({0}) have a leader, so a majority lives; stop them first, if they are to be given up"
     )]
-    MajorityLives,
+    MajorityLives(String),
+    #[error(
+        "--force-new-cluster: another cluster with this cluster's ID, which --force-new-cluster made or which is from before it, serves at {0}: with this member there would be two. Nothing was changed. To go on with what this member has, first stop the one at {0} and remove its data directory; to go on with what that one has, start this member without --force-new-cluster"
+    )]
+    Rival(String),
     #[error(
         "its cluster was superseded by one that --force-new-cluster made, which does not await member {0:x} (any more): add it with `member add`"
     )]
     NotAwaited(u64),
     #[error(
-        "its cluster was superseded by one that --force-new-cluster made of a member that had less: this one knows entry {committed} of term {term} to be committed, and of term {known}; the last entry of that one was {} of term {}. Nothing was changed. Either use --force-new-cluster on this member instead, or, to give up what only this one has, move {}/member away and start it again", .end.0, .end.1, .directory.display()
+        "its cluster was superseded by one that --force-new-cluster made of a member that had less: this one knows entry {committed} of term {term} to be committed, and of term {known}; the last entry of that one, at {url}, was {} of term {}. Nothing was changed. Either, to keep what this one has, first stop the one at {url} and remove its data directory, then use --force-new-cluster on this member instead; or, to give up what only this one has, move {}/member away and start it again while that one runs", .end.0, .end.1, .directory.display()
     )]
-    Ahead { directory: PathBuf, committed: u64, term: u64, known: u64, end: (u64, u64) },
+    Ahead { url: String, directory: PathBuf, committed: u64, term: u64, known: u64, end: (u64, u64) },
 }
 
 /// Where a member comes from.
@@ -156,7 +169,7 @@ pub enum Found {
 /// Looks into a data directory.
 ///
 /// # Errors
-/// That its member was removed, and the disk's.
+/// That its member was removed, that it is etcd's own, and the disk's.
 pub fn find(env: &Env, directory: &Path) -> Result<Found, JoinError> {
     let member = directory.join("member");
     let list =
@@ -165,6 +178,10 @@ pub fn find(env: &Env, directory: &Path) -> Result<Found, JoinError> {
     let has = |name: &str| names.iter().any(|found| found == name);
     if has(GONE) {
         return Err(JoinError::Removed(directory.to_owned()));
+    }
+    let etcds = etcd_data::is_etcds(&*env.disk, &member);
+    if etcds.map_err(|error| JoinError::Directory(directory.to_owned(), error))? {
+        return Err(JoinError::Etcds(directory.to_owned()));
     }
     let begun = list(&member.join("snap"))?.iter().any(|name| crate::snapshot::is_manifest(name));
     Ok(match wal::identity(&*env.disk, &member.join("wal"))? {
@@ -191,6 +208,9 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     let directory = config.data_directory();
     let found = find(env, &directory)?;
     if config.force_new_cluster {
+        if matches!(found, Found::Nothing | Found::Joining(_)) {
+            return Err(JoinError::NoData(directory));
+        }
         rejoin::forget(env, &directory)?;
     }
     if let Some(note) = rejoin::note(env, &directory)? {
@@ -210,15 +230,22 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     }
     match found {
         Found::Known(identity) if config.force_new_cluster => {
-            rejoin::check_majority_lost(config, env, identity).await?;
+            rejoin::check_nobody_leads(config, env, identity).await?;
             Ok(Origin::Known(identity))
         }
         Found::Known(identity) => match rejoin::look(config, env, identity).await? {
             Some(note) => rejoin::join(config, env, note).await,
             None => Ok(Origin::Known(identity)),
         },
-        Found::Begun => bootstrap(config, env).await,
-        Found::Nothing if config.initial_cluster_state == ClusterState::New => bootstrap(config, env).await,
+        Found::Begun => {
+            let beginning = begun(config, rejoin::latest(env, &directory)?)?;
+            bootstrap(config, env, beginning).await
+        }
+        Found::Nothing if config.initial_cluster_state == ClusterState::New => {
+            let (member, members) = config.members()?;
+            let identity = Identity { cluster: Config::cluster_id(&members), member };
+            bootstrap(config, env, (identity, initial_members(&members))).await
+        }
         Found::Nothing | Found::Joining(_) => {
             let origin = join(config).await?;
             mark_joining(env, &directory)?;
@@ -227,12 +254,32 @@ pub async fn origin(config: &Config, env: &Env) -> Result<Origin, JoinError> {
     }
 }
 
-async fn bootstrap(config: &Config, env: &Env) -> Result<Origin, JoinError> {
-    let (member, members) = config.members()?;
-    let identity = Identity { cluster: Config::cluster_id(&members), member };
+/// Who a member is whose directory has a snapshot and no log: one that was restored, or interrupted when it began. As in
+/// etcd, what the directory says counts, not what the flags say of the cluster.
+fn begun(config: &Config, latest: Option<Manifest>) -> Result<(Identity, Vec<Member>), JoinError> {
+    let Manifest { cluster_id, metadata, .. } = latest.unwrap_or_default();
+    let members = metadata.unwrap_or_default().members;
+    let named = members.iter().find(|member| member.name == config.name);
+    match named.or_else(|| rejoin::find(config, &members)) {
+        Some(own) => Ok((Identity { cluster: cluster_id, member: own.id }, members)),
+        None => {
+            let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+            let (directory, name) = (config.data_directory(), config.name.clone());
+            Err(JoinError::Unnamed { directory, names: names.join(", "), name })
+        }
+    }
+}
+
+async fn bootstrap(
+    config: &Config,
+    env: &Env,
+    (identity, members): (Identity, Vec<Member>),
+) -> Result<Origin, JoinError> {
+    let member = identity.member;
     // One that has lost its data must not begin again: it would vote a second time. Those that do not answer cannot
     // know; they may be just about to start.
-    let others = members.iter().filter(|other| other.id != member).flat_map(|other| other.peer_urls.clone());
+    let others = members.iter().filter(|other| other.id != member).flat_map(|other| &other.peer_urls);
+    let others: Vec<Url> = others.filter_map(|url| url.parse().ok()).collect();
     let answers = rejoin::ask_all(others, &config.peer_credentials(), |_| false).await;
     if let Some(note) = rejoin::begin_again(config, env, identity, &answers)? {
         return rejoin::join(config, env, note).await;
@@ -243,7 +290,7 @@ async fn bootstrap(config: &Config, env: &Env) -> Result<Origin, JoinError> {
             return Err(JoinError::Bootstrapped { name: config.name.clone(), id: member });
         }
     }
-    Ok(Origin::Bootstrap { identity, members: initial_members(&members) })
+    Ok(Origin::Bootstrap { identity, members })
 }
 
 async fn join(config: &Config) -> Result<Origin, JoinError> {
@@ -261,9 +308,7 @@ async fn join(config: &Config) -> Result<Origin, JoinError> {
                     let incarnation = Incarnation::decode(answer.incarnation).unwrap_or_default();
                     identify(config, &members, (answer.cluster_id, incarnation), list.members)
                 }
-                Err(status) => {
-                    Err(JoinError::Unreachable { url: (*url).clone(), reason: status.message().to_owned() })
-                }
+                Err(status) => Err(JoinError::Unreachable { url: (*url).clone(), reason: reason(&status) }),
             };
             match found {
                 Ok(origin) => return Ok(origin),
@@ -310,6 +355,7 @@ fn identify(
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use keelson_proto::etcd::storepb::Metadata;
 
     use super::*;
 
@@ -337,6 +383,32 @@ mod tests {
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
             (found, expected) => panic!("{found:?}, expected {expected:?}"),
         }
+    }
+
+    #[test]
+    fn what_a_directory_says_of_a_beginning_counts() {
+        let check = |name: &str, port: u16, expected: Result<u64, &str>| {
+            let config = Config::parse_from([
+                "kube-store".to_owned(),
+                format!("--name={name}"),
+                format!("--initial-advertise-peer-urls=http://localhost:{port}"),
+                "--initial-cluster-token=other".to_owned(),
+            ]);
+            let members = vec![existing(10, 1, "a"), existing(20, 2, "b")];
+            let metadata = Metadata { members, ..Metadata::default() };
+            let manifest = Manifest { cluster_id: 7, metadata: Some(metadata), ..Manifest::default() };
+            match (begun(&config, Some(manifest)), expected) {
+                (Ok((identity, _)), Ok(member)) => {
+                    assert_eq!(identity, Identity { cluster: 7, member }, "{name} {port}");
+                }
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (found, expected) => panic!("{found:?}, expected {expected:?}"),
+            }
+        };
+        check("a", 1, Ok(10));
+        check("b", 9, Ok(20));
+        check("c", 2, Ok(20));
+        check("c", 9, Err("for one of a, b, not for \"c\""));
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod compactor;
 pub mod config;
 mod corruption;
 pub mod env;
+pub mod environment;
+mod etcd_data;
 #[cfg(test)]
 mod fuzz;
 pub mod grpc;
@@ -26,6 +28,7 @@ pub mod node;
 mod recovery;
 pub mod rejoin;
 pub mod run;
+mod seldom;
 pub mod serve;
 pub mod shrink;
 pub mod snapshot;

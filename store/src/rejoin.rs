@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use keelson_proto::etcd::etcdserverpb::{Member, MemberListResponse};
 use keelson_proto::etcd::storepb::membership_change::Change;
-use keelson_proto::etcd::storepb::{Incarnation, MembershipChange, Metadata, Rejoining};
+use keelson_proto::etcd::storepb::{Incarnation, Manifest, MembershipChange, Metadata, Rejoining};
 use keelson_proto::peer::MembersResponse;
 use prost::Message as _;
 use tokio::task::JoinSet;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Url};
 use crate::env::{self, Env};
 use crate::grpc::Server;
-use crate::incarnation::{Answer, Verdict, end_of, has_all, judge, peer_cluster};
+use crate::incarnation::{Answer, Verdict, end_of, has_all, judge, peer_cluster, places, rivals};
 use crate::join::{JoinError, Origin, mark_joining};
 use crate::snapshot::Snapshots;
 use crate::start::{self, Purpose};
@@ -103,12 +103,12 @@ pub async fn ask_all(
 ) -> Vec<Answer> {
     let ask = |url: Url| {
         let credentials = credentials.clone();
-        async move { ask_members(&url, &credentials).await }
+        async move { ask_members(&url, &credentials).await.map(|answer| read(&url, answer)) }
     };
     let mut asking = urls.into_iter().map(ask).collect::<JoinSet<_>>();
     let mut answers = Vec::new();
     while let Some(asked) = asking.join_next().await {
-        let answer = asked.ok().and_then(Result::ok).map(read);
+        let answer = asked.ok().and_then(Result::ok);
         let last = answer.as_ref().is_some_and(&enough);
         answers.extend(answer);
         if last {
@@ -123,8 +123,9 @@ fn lives(answer: &Answer, cluster: u64, incarnation: u64) -> bool {
     answer.cluster == cluster && answer.incarnation.id == incarnation && answer.leader != 0
 }
 
-fn read(answer: MembersResponse) -> Answer {
+fn read(url: &Url, answer: MembersResponse) -> Answer {
     Answer {
+        url: url.to_string(),
         cluster: answer.cluster_id,
         incarnation: Incarnation::decode(answer.incarnation).unwrap_or_default(),
         leader: answer.leader,
@@ -140,8 +141,16 @@ fn configured(config: &Config) -> Vec<Url> {
 
 /// What a data directory says of the membership, as of its last snapshot.
 fn last_known(env: &Env, directory: &Path) -> Result<Metadata, JoinError> {
+    Ok(latest(env, directory)?.and_then(|latest| latest.metadata).unwrap_or_default())
+}
+
+/// The latest snapshot in a data directory.
+///
+/// # Errors
+/// That it is damaged, and the disk's.
+pub fn latest(env: &Env, directory: &Path) -> Result<Option<Manifest>, JoinError> {
     let snapshots = Snapshots::inspect(env.disk.clone(), &directory.join("member/snap"))?;
-    Ok(snapshots.latest().and_then(|latest| latest.metadata.clone()).unwrap_or_default())
+    Ok(snapshots.latest().cloned())
 }
 
 /// The others' peer URLs, from everywhere that this member trusts.
@@ -173,12 +182,24 @@ pub async fn look(config: &Config, env: &Env, identity: Identity) -> Result<Opti
     let enough = |answer: &Answer| lives(answer, identity.cluster, own);
     let answers = ask_all(urls, &config.peer_credentials(), enough).await;
     let answer = match judge(identity.cluster, own, &answers) {
-        Verdict::Current => return Ok(None),
-        Verdict::Contested => return Err(JoinError::Contested),
-        Verdict::Parted(_) => {
+        Verdict::Current => {
+            if let Some(rivals) = rivals(identity.cluster, own, &answers) {
+                tracing::error!(
+                    "two clusters with this cluster's ID serve clients: this member, and {rivals}, of another cluster that \
+                     --force-new-cluster made, or from before it. They do not mix, and what clients write to one of them is \
+                     not in the other: decide which one is to stay, stop the other one's members and remove their data \
+                     directories"
+                );
+            }
+            return Ok(None);
+        }
+        Verdict::Contested => return Err(contested(&answers)),
+        Verdict::Parted(answer) => {
             tracing::error!(
-                "--force-new-cluster made a new cluster of another member although a majority of this one lives: two clusters \
-                 serve clients. Stop that member and remove its data, or stop all members of this one and start them again"
+                "--force-new-cluster made a new cluster of another member, at {}, although a majority of this one lives: two \
+                 clusters serve clients. Stop that member and remove its data, or stop all members of this one and start \
+                 them again",
+                answer.url
             );
             return Ok(None);
         }
@@ -187,7 +208,7 @@ pub async fn look(config: &Config, env: &Env, identity: Identity) -> Result<Opti
     let note = awaited(config, identity, own, &answer)?;
     let give_up = || {
         let _lock = start::lock(&directory).map_err(|error| JoinError::Data(Box::new(error)))?;
-        check_nothing_lost(env, &directory, identity, own, &answer.incarnation)?;
+        check_nothing_lost(env, &directory, identity, own, &answer)?;
         fail::fail_point!("rejoin_before_note");
         write_note(env, &directory, &note)?;
         fail::fail_point!("rejoin_after_note");
@@ -210,7 +231,7 @@ pub fn begin_again(
     let answer = match judge(identity.cluster, 0, answers) {
         // A majority that lives knows what became of this member.
         Verdict::Current | Verdict::Parted(_) => return Ok(None),
-        Verdict::Contested => return Err(JoinError::Contested),
+        Verdict::Contested => return Err(contested(answers)),
         Verdict::Superseded(answer) => answer,
     };
     let note = awaited(config, identity, 0, &answer)?;
@@ -252,7 +273,7 @@ fn own_urls(config: &Config) -> Vec<String> {
 }
 
 /// This member among others, by its peer URLs.
-fn find<'a>(config: &Config, members: &'a [Member]) -> Option<&'a Member> {
+pub fn find<'a>(config: &Config, members: &'a [Member]) -> Option<&'a Member> {
     let own = own_urls(config);
     members.iter().find(|member| {
         let mut urls = member.peer_urls.clone();
@@ -274,15 +295,23 @@ fn awaited(
     Ok(Rejoining { cluster_id: cluster, incarnation, member, peer_urls, asked: false })
 }
 
+/// Of two new clusters, where they are.
+fn contested(answers: &[Answer]) -> JoinError {
+    let forced = |answer: &Answer| !answer.incarnation.past.is_empty();
+    JoinError::Contested(places(answers, forced).unwrap_or_default())
+}
+
 /// Whether the survivor had everything that this member knows to be committed.
 fn check_nothing_lost(
     env: &Env,
     directory: &Path,
     identity: Identity,
     own: u64,
-    incarnation: &Incarnation,
+    answer: &Answer,
 ) -> Result<(), JoinError> {
-    let Some(end) = end_of(incarnation, own) else { return Err(JoinError::Contested) };
+    let Some(end) = end_of(&answer.incarnation, own) else {
+        return Err(contested(std::slice::from_ref(answer)));
+    };
     let disks = start::open(env, directory, &Origin::Known(identity), Purpose::Continue)
         .map_err(|error| JoinError::Data(Box::new(error)))?;
     let committed = disks.recovered.hard_state.commit.max(disks.loaded.applied.0);
@@ -293,7 +322,8 @@ fn check_nothing_lost(
         return Ok(());
     }
     let (directory, end) = (directory.to_owned(), (end.index, end.last_term));
-    Err(JoinError::Ahead { directory, committed, term, known, end })
+    let url = answer.url.clone();
+    Err(JoinError::Ahead { url, directory, committed, term, known, end })
 }
 
 /// Renames the data of a superseded member.
@@ -361,7 +391,9 @@ pub async fn join(config: &Config, env: &Env, mut note: Rejoining) -> Result<Ori
     for attempt in 0u32.. {
         let mut reason = "no member of it answers".to_owned();
         for url in &urls {
-            let Ok(answer) = ask_members(url, &credentials).await.map(read) else { continue };
+            let Ok(answer) = ask_members(url, &credentials).await.map(|answer| read(url, answer)) else {
+                continue;
+            };
             if answer.cluster != note.cluster_id || end_of(&answer.incarnation, note.incarnation).is_none() {
                 continue;
             }
@@ -440,25 +472,28 @@ pub async fn complete(server: Arc<Server>, config: Config, env: Env, stopping: C
     }
 }
 
-/// Refuses to make a member the only one while others have a leader.
+/// Refuses to make a member the only one while others have a leader, be it of another incarnation.
 ///
 /// # Errors
 /// That they have, and the disk's.
-pub async fn check_majority_lost(config: &Config, env: &Env, identity: Identity) -> Result<(), JoinError> {
+pub async fn check_nobody_leads(config: &Config, env: &Env, identity: Identity) -> Result<(), JoinError> {
     let known = last_known(env, &config.data_directory())?;
     let own = known.incarnation.clone().unwrap_or_default().id;
     let urls = known_urls(config, env, identity.member, &known)?;
+    let mut refused = JoinError::Alone;
     for look in 1..=LOOKS {
         let majority = |answer: &Answer| lives(answer, identity.cluster, own);
         let answers = ask_all(urls.clone(), &config.peer_credentials(), majority).await;
-        if !answers.iter().any(majority) {
-            return Ok(());
-        }
+        refused = match (places(&answers, majority), rivals(identity.cluster, own, &answers)) {
+            (Some(urls), _) => JoinError::MajorityLives(urls),
+            (None, Some(urls)) => JoinError::Rival(urls),
+            (None, None) => return Ok(()),
+        };
         if look < LOOKS {
             tokio::time::sleep(AGAIN).await;
         }
     }
-    Err(JoinError::MajorityLives)
+    Err(refused)
 }
 
 #[cfg(test)]
@@ -488,7 +523,8 @@ mod tests {
             drop(disks);
             let end = Superseded { id: 0, index: 60, term: 3, last_term };
             let incarnation = incarnation::next(&Incarnation::default(), end, 7, &[2]);
-            match check_nothing_lost(&env, directory.path(), identity, 0, &incarnation) {
+            let answer = Answer { incarnation, ..Answer::default() };
+            match check_nothing_lost(&env, directory.path(), identity, 0, &answer) {
                 Err(JoinError::Ahead { committed: 50, term: 3, known: 3, end, .. }) => {
                     assert!(!expected && end == (60, last_term));
                 }

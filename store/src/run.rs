@@ -98,6 +98,9 @@ impl Drop for Consensus {
 /// Why it did not start, or had to stop.
 pub async fn run(config: &Config) -> Result<Ended, RunError> {
     config.check()?;
+    for warning in config.unused_certificates() {
+        tracing::warn!("{warning}");
+    }
     let signalled = shutdown::signalled().map_err(RunError::Signals)?;
     // Ports first: one that is taken is known before anything is touched.
     let (clients, peers) = (config.client_tls()?, config.peer_tls()?);
@@ -128,7 +131,7 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
         tokio::task::block_in_place(|| {
             start::start(config, &env, &origin, &registry, stopping.clone(), &consensus)
         })
-        .inspect_err(|_| advise(config, &env))?;
+        .inspect_err(|error| advise(config, &env, error))?;
     let values = server.state.store.values.clone();
 
     let (stop_serving, serving) = (CancellationToken::new(), TaskTracker::new());
@@ -212,8 +215,8 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
         return Ok(Ended::Stopped);
     }
     drop(lock);
-    if result.is_err() {
-        advise(config, &env);
+    if let Err(error) = &result {
+        advise(config, &env, error);
     }
     tracing::info!("stopped");
     result?;
@@ -221,8 +224,12 @@ pub async fn run(config: &Config) -> Result<Ended, RunError> {
 }
 
 /// Says what to do about an end that a full disk may have brought about.
-fn advise(config: &Config, env: &Env) {
+fn advise(config: &Config, env: &Env, error: &(dyn std::error::Error + 'static)) {
     let directory = config.data_directory();
+    // No write is possible there whatever is free, which often is nothing.
+    if is_read_only(error) {
+        return;
+    }
     if let Ok(available) = env.disk.available(&directory)
         && available < RESERVE
     {
@@ -232,6 +239,19 @@ fn advise(config: &Config, env: &Env) {
             "the disk is full: free disk space and start again; nothing that was acknowledged is lost"
         );
     }
+}
+
+/// Whether what is behind an error is a disk that takes no writes from this process at all.
+fn is_read_only(error: &(dyn std::error::Error + 'static)) -> bool {
+    let kinds = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| kinds.contains(&error.kind())) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Serving clients.
@@ -399,5 +419,23 @@ async fn watch_space(
             () = server.look_at_space.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_takes_no_writes_is_not_taken_for_full() {
+        let check = |kind: io::ErrorKind, expected: bool| {
+            let error = StartError::Directory("data".into(), kind.into());
+            assert_eq!(is_read_only(&error), expected, "{kind}");
+            assert_eq!(is_read_only(&RunError::from(error)), expected, "{kind}");
+        };
+        check(io::ErrorKind::ReadOnlyFilesystem, true);
+        check(io::ErrorKind::PermissionDenied, true);
+        check(io::ErrorKind::StorageFull, false);
+        check(io::ErrorKind::Other, false);
     }
 }

@@ -37,6 +37,7 @@ use crate::calls::Calls;
 use crate::config::Url;
 use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Server, Service, status, watch};
 use crate::health;
+use crate::seldom::Seldom;
 use crate::traffic::Traffic;
 use crate::transport::PeerService;
 
@@ -289,12 +290,12 @@ impl Listener {
 
     /// Serves until cancelled, then lets requests in flight end.
     pub async fn serve(self, services: Services, cancel: CancellationToken) {
-        let connections = TaskTracker::new();
+        let (connections, rejected) = (TaskTracker::new(), Arc::new(Seldom::default()));
         loop {
-            let stream = tokio::select! {
+            let (stream, from) = tokio::select! {
                 () = cancel.cancelled() => break,
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of file descriptors, most likely: others will close theirs.
                         tracing::warn!(%error, url = %self.url, "cannot accept a connection");
@@ -303,7 +304,8 @@ impl Listener {
                     }
                 },
             };
-            connections.spawn(connection(stream, self.tls.clone(), services.clone(), cancel.clone()));
+            let tls = self.tls.clone().map(|tls| (tls, rejected.clone()));
+            connections.spawn(connection((stream, from), tls, services.clone(), cancel.clone()));
         }
         drop(self.listener);
         connections.close();
@@ -312,19 +314,25 @@ impl Listener {
 }
 
 async fn connection(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    (stream, from): (TcpStream, SocketAddr),
+    tls: Option<(TlsAcceptor, Arc<Seldom>)>,
     services: Services,
     cancel: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
     match tls {
         None => http(stream, services, cancel).await,
-        Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => http(stream, services, cancel).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!("a TLS handshake took too long"),
-        },
+        Some((tls, rejected)) => {
+            let error = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+                Ok(Ok(stream)) => return http(stream, services, cancel).await,
+                Ok(Err(error)) => error,
+                Err(_) => io::ErrorKind::TimedOut.into(),
+            };
+            match rejected.is_due() {
+                true => tracing::warn!("rejected connection from {from}: {error}"),
+                false => tracing::debug!("rejected connection from {from}: {error}"),
+            }
+        }
     }
 }
 

@@ -40,7 +40,8 @@ pub enum StartError {
     #[error("cannot open the write-ahead log")]
     Wal(#[from] WalError),
     #[error(
-        "the write-ahead log begins at {first}, behind the snapshot at {snapshot}: entries between are missing. Restore this member from another, or remove its data directory and let it join again"
+        "the write-ahead log begins at {first}, behind the snapshot at {snapshot}: entries between are missing. {}",
+        wal::REPLACE
     )]
     Gap { first: u64, snapshot: u64 },
     #[error("cannot open the snapshot")]

@@ -314,6 +314,37 @@ impl Config {
         self.experimental_initial_corrupt_check || self.feature_gates.initial_corrupt_check
     }
 
+    /// What to say of certificates that no URL asks for.
+    pub fn unused_certificates(&self) -> Vec<String> {
+        let check = |urls: &[Url], files: [&Option<PathBuf>; 3], auth: (bool, &str)| {
+            let given = files.iter().any(|file| file.is_some());
+            let plain: Vec<&Url> = urls.iter().filter(|url| !url.secure).collect();
+            let say = |what: &str| {
+                let said = |url: &&Url| format!("the scheme of {url} is http while {what}");
+                plain.iter().map(said).collect::<Vec<_>>()
+            };
+            let mut said = Vec::new();
+            if given {
+                said.extend(say("certificate files are given: they are not used"));
+            }
+            if auth.0 {
+                said.extend(say(&format!("{} is given: nobody is asked for a certificate", auth.1)));
+            }
+            said
+        };
+        let mut said = check(
+            &self.listen_client_urls,
+            [&self.cert_file, &self.key_file, &self.trusted_ca_file],
+            (self.client_cert_auth, "--client-cert-auth"),
+        );
+        said.extend(check(
+            &self.listen_peer_urls,
+            [&self.peer_cert_file, &self.peer_key_file, &self.peer_trusted_ca_file],
+            (self.peer_client_cert_auth, "--peer-client-cert-auth"),
+        ));
+        said
+    }
+
     /// What cannot be left to the first connection.
     ///
     /// # Errors
@@ -340,7 +371,8 @@ impl Config {
         self.peer_tls()?;
         self.retention()?;
         // As in etcd, what says how the cluster begins means nothing to a member that has begun.
-        if !self.data_directory().join("member/wal").exists() {
+        let member = self.data_directory().join("member");
+        if !member.join("wal").exists() && !member.join("snap").exists() {
             self.members()?;
         }
         Ok(())
@@ -451,6 +483,32 @@ mod tests {
         check(&["--election-timeout=100"], "--heartbeat-interval");
         check(&["--max-request-bytes=33554433"], "--max-request-bytes is 33554433");
         assert_eq!(parse(&["--max-request-bytes=33554432"]).unwrap().check(), Ok(()));
+    }
+
+    #[test]
+    fn certificates_that_are_not_used_are_told_of() {
+        let check = |flags: &[&str], expected: &[&str]| {
+            let said = parse(flags).unwrap().unused_certificates();
+            assert_eq!(said.len(), expected.len(), "{flags:?}: {said:?}");
+            for (said, expected) in said.iter().zip(expected) {
+                assert!(said.contains(expected), "{flags:?}: {said}");
+            }
+        };
+        check(&[], &[]);
+        check(&["--listen-client-urls=https://127.0.0.1:1", "--cert-file=a", "--key-file=b"], &[]);
+        check(
+            &["--cert-file=a", "--key-file=b"],
+            &["the scheme of http://localhost:2379 is http while cert"],
+        );
+        check(&["--peer-trusted-ca-file=a"], &["http://localhost:2380 is http while certificate files"]);
+        check(
+            &[
+                "--client-cert-auth",
+                "--trusted-ca-file=a",
+                "--listen-client-urls=https://[::1]:1,http://[::1]:2",
+            ],
+            &["http://[::1]:2 is http while certificate files", "--client-cert-auth is given"],
+        );
     }
 
     #[test]

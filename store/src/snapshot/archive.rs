@@ -12,14 +12,14 @@ use sha2::{Digest, Sha256};
 use super::transfer::MAX_MANIFEST;
 use super::{Receiver, SnapshotError, Snapshots, file, from_reading};
 use crate::env::{Disk, File};
+use crate::etcd_data::is_bbolt;
 use crate::mvcc::{Record, Revision};
 use crate::wal::Identity;
 
 const SECTOR: u64 = 512;
 const SUM: u64 = 32;
 const PIECE: u64 = 256 << 10;
-/// What etcd's own files have at this place.
-const BBOLT: (u64, u32) = (16, 0xed0c_daed);
+const CUT_SHORT: &str = "it ends early: it was cut short, and is of no use";
 
 /// Whether a file of this length ends with a checksum.
 pub fn has_checksum(length: u64) -> bool {
@@ -45,23 +45,21 @@ impl Archive {
         let refuse = |what| SnapshotError::NoArchive { path: path.to_owned(), what };
         let file = disk.open(path)?;
         let length = file.length()?;
-        let (at, magic) = BBOLT;
-        let mut word = [0; 4];
-        if length >= at + 4 {
-            file.read_at(&mut word, at)?;
-            if u32::from_le_bytes(word) == magic {
-                return Err(refuse(
-                    "it is a file of etcd's own (bbolt), which kube-store does not read: restore it with etcdutl, run \
-                     that etcd and copy its keys with etcdctl make-mirror",
-                ));
-            }
+        if is_bbolt(&*file)? {
+            return Err(refuse(
+                "it is a file of etcd's own (bbolt), which kube-store does not read: restore it with etcdutl, run that \
+                 etcd and copy its keys with etcdctl make-mirror",
+            ));
         }
-        if check {
-            if !has_checksum(length) {
-                return Err(refuse("it has no checksum; --skip-hash-check does without"));
-            }
+        let mut word = [0; 4];
+        if length == 0 {
+            return Err(refuse("it is empty"));
+        }
+        if check && has_checksum(length) {
             check_sum(&*file, length).map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => refuse("its checksum (SHA-256) is wrong: it is damaged"),
+                io::ErrorKind::InvalidData => {
+                    refuse("its checksum (SHA-256) is wrong: it is damaged or was cut short")
+                }
                 _ => error.into(),
             })?;
         }
@@ -79,8 +77,12 @@ impl Archive {
         let begin = 4 + header as u64;
         let end = manifest.files.iter().try_fold(begin, |end, file| end.checked_add(file.length));
         match end.filter(|end| *end <= length && manifest.metadata.is_some()) {
+            Some(_) if check && length.is_multiple_of(SECTOR) => {
+                Err(refuse("it has no checksum; --skip-hash-check does without"))
+            }
+            Some(_) if check && !has_checksum(length) => Err(refuse(CUT_SHORT)),
             Some(end) => Ok(Self { path: path.to_owned(), file, manifest, length, begin, end }),
-            None => Err(refuse("it ends early")),
+            None => Err(refuse(CUT_SHORT)),
         }
     }
 
@@ -137,9 +139,16 @@ impl Archive {
         let files = self.manifest.files.clone();
         let manifest = Manifest { metadata, cluster_id: cluster, voters, learners: Vec::new(), files };
         let mut receiver = Receiver::new(snapshots, 0);
+        // It is no peer that sends this.
+        let of_file = |error| match error {
+            SnapshotError::Malformed(what) => SnapshotError::NoArchive { path: self.path.clone(), what },
+            other => other,
+        };
         let body = manifest.encode_to_vec();
         // As long as the one before, nearly: far below u32::MAX.
-        receiver.push(Bytes::from([&(body.len() as u32).to_le_bytes()[..], &body].concat()))?;
+        receiver
+            .push(Bytes::from([&(body.len() as u32).to_le_bytes()[..], &body].concat()))
+            .map_err(of_file)?;
         let mut refused = None;
         let read = pieces(&*self.file, self.begin, self.end, |piece| {
             receiver.push(piece.into()).map_err(|error| {
@@ -148,10 +157,10 @@ impl Archive {
             })
         });
         if let Some(error) = refused {
-            return Err(error);
+            return Err(of_file(error));
         }
         read?;
-        receiver.finish(snapshots, cluster, member)?;
+        receiver.finish(snapshots, cluster, member).map_err(of_file)?;
         Ok(())
     }
 }

@@ -29,6 +29,7 @@ use crate::env::{self, Disk};
 use crate::mvcc::{
     APPLIED_KEY, Backend, BackendError, Change, KEY_LENGTH, Packer, Record, Revision, Store, encode_applied,
 };
+use crate::wal::REPLACE;
 
 const MANIFEST: &str = ".manifest";
 const FILE: &str = ".revisions";
@@ -45,9 +46,7 @@ const SLACK: u64 = 8 << 20;
 pub enum SnapshotError {
     #[error("cannot read or write a snapshot")]
     Io(#[from] io::Error),
-    #[error(
-        "snapshot is damaged: {0}: restore this member from another, or remove its data directory and let it join again"
-    )]
+    #[error("snapshot is damaged: {0}. {REPLACE}")]
     Damaged(String),
     #[error("snapshot is of cluster {0:x}")]
     Foreign(u64),

@@ -17,7 +17,9 @@ use crate::config::{Config, ConfigError, InitialCluster, Url};
 use crate::env::{Disk, ReadOnlyDisk, RealDisk};
 use crate::join::initial_members;
 use crate::membership::Members;
+use crate::node::Chain;
 use crate::snapshot::{Archive, SnapshotError, Snapshots, has_checksum};
+use crate::transport::reason;
 use crate::wal::Identity;
 
 #[derive(Debug, thiserror::Error)]
@@ -124,12 +126,23 @@ impl Save {
 
     async fn save(self) -> Result<(), Error> {
         let (url, endpoint) = self.endpoint()?;
-        let channel = endpoint.connect().await.map_err(|error| Error::Connect(url.clone(), error))?;
+        let channel = endpoint.connect().await.map_err(|error| {
+            let chain = Chain(&error).to_string();
+            match chain.contains(CERTIFICATE_REQUIRED) {
+                true => Error::Refused(url.clone(), refusal(&chain, false)),
+                false => Error::Connect(url.clone(), error),
+            }
+        })?;
         let mut part = self.file.clone().into_os_string();
         part.push(".part");
         let part = PathBuf::from(part);
         let saved = async {
-            let refused = |status: tonic::Status| Error::Refused(url.clone(), status.message().to_owned());
+            let anonymous = url.starts_with("https://") && self.cert.is_none();
+            let refused = |status: tonic::Status| {
+                // A member's own answer has no other cause.
+                let broken = std::error::Error::source(&status).is_some();
+                Error::Refused(url.clone(), refusal(&reason(&status), anonymous && broken))
+            };
             let mut client = MaintenanceClient::new(channel).max_decoding_message_size(usize::MAX);
             let mut stream = client.snapshot(SnapshotRequest {}).await.map_err(refused)?.into_inner();
             let failed = |error| Error::File(part.clone(), error);
@@ -157,6 +170,21 @@ impl Save {
         saved?;
         println!("Snapshot saved at {}", self.file.display());
         Ok(())
+    }
+}
+
+/// TLS's alert, as it is printed.
+const CERTIFICATE_REQUIRED: &str = "CertificateRequired";
+
+/// A refusal, with what to do if the member asked for a certificate that was not sent. TLS 1.3 says so only after the
+/// connection stands, and the connection's end may be noticed before; `may_lack` is whether that is what happened.
+fn refusal(reason: &str, may_lack: bool) -> String {
+    if reason.contains(CERTIFICATE_REQUIRED) {
+        return format!("a client certificate is required: give --cert and --key ({reason})");
+    }
+    match may_lack {
+        true => format!("{reason}. If a client certificate is required, give --cert and --key"),
+        false => reason.to_owned(),
     }
 }
 
@@ -322,6 +350,18 @@ impl Restore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_that_lacks_is_named() {
+        let check = |reason: &str, may_lack: bool, expected: &str| {
+            assert_eq!(refusal(reason, may_lack), expected);
+        };
+        check("etcdserver: no leader", false, "etcdserver: no leader");
+        let required = "a client certificate is required: give --cert and --key (alert: CertificateRequired)";
+        check("alert: CertificateRequired", true, required);
+        check("alert: CertificateRequired", false, required);
+        check("closed", true, "closed. If a client certificate is required, give --cert and --key");
+    }
 
     #[test]
     fn sizes() {

@@ -12,6 +12,7 @@ use clap::Args;
 
 use crate::apply::State;
 use crate::env::{Env, ReadOnlyDisk};
+use crate::etcd_data;
 use crate::mvcc::{Backend, Hash, MvccError, SledBackend, Store, Values, load};
 use crate::node::Chain;
 use crate::recovery::{RecoveryError, Replay};
@@ -27,6 +28,8 @@ pub enum Error {
     InUse(PathBuf),
     #[error("{} is no data directory of kube-store", .0.display())]
     NoData(PathBuf),
+    #[error("{} is a data directory of etcd's own: {}", .0.display(), etcd_data::ADVICE)]
+    Etcds(PathBuf),
     #[error("cannot make the scratch directory; --scratch-dir names another place")]
     Scratch(#[source] io::Error),
     #[error("the snapshot is damaged")]
@@ -66,6 +69,10 @@ impl Arguments {
         let directory = &self.data_dir;
         let _lock = lock(directory)?;
         let member = directory.join("member");
+        let etcds = etcd_data::is_etcds(&ReadOnlyDisk, &member);
+        if etcds.map_err(|error| Error::Read(member.clone(), error))? {
+            return Err(Error::Etcds(directory.clone()));
+        }
         println!("data      {}", directory.display());
 
         let disk = Arc::new(ReadOnlyDisk);

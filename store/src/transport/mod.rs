@@ -8,7 +8,7 @@ mod peers;
 mod server;
 mod wire;
 
-pub use peers::{Credentials, PeerNetwork, Peers, PeersConfig, ask_change, ask_members};
+pub use peers::{Credentials, PeerNetwork, Peers, PeersConfig, ask_change, ask_members, reason};
 pub use server::PeerService;
 pub use wire::MAX_MESSAGE;
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use keelson_component_base::tls;
+use keelson_proto::etcd::storepb::Incarnation;
 use keelson_proto::peer::peer_client::PeerClient;
 use keelson_proto::peer::snapshot_chunk::Part;
 use keelson_proto::peer::{
@@ -18,6 +19,7 @@ use keelson_raft::Message;
 use parking_lot::RwLock;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
+use prost::Message as _;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -30,9 +32,11 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::wire;
 use super::{REMOVED, SUPERSEDED};
 use crate::config::Url;
+use crate::incarnation::peer_cluster;
 use crate::membership::Members;
 use crate::metrics::{Metrics, PeerCounters};
 use crate::node::{Event, LeaseAnswer, Network, SnapshotSender};
+use crate::seldom::Seldom;
 use crate::snapshot::{Outgoing, SnapshotError};
 
 /// Turns of messages that wait for a peer; what comes then is dropped, and consensus sends it again.
@@ -45,6 +49,8 @@ const BACKOFF: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_secs(5);
 /// Between two measurements of how far away a peer is, as in etcd.
 const PROBE: Duration = Duration::from_secs(4);
+/// How long a stream to a peer that was lost has to stand until the peer is said to be back.
+const SETTLED: Duration = Duration::from_secs(1);
 /// A checksum reads everything.
 const HASH: Duration = Duration::from_secs(60);
 
@@ -106,8 +112,10 @@ impl Dialer {
         for url in &urls {
             match tokio::time::timeout(CONNECT, self.connect(url)).await {
                 Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
+                Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{url}: {error}")),
+                Err(_) => {
+                    last = io::Error::new(io::ErrorKind::TimedOut, format!("{url}: it does not answer"))
+                }
             }
         }
         Err(last)
@@ -269,6 +277,7 @@ impl Peers {
             client: client.clone(),
             queue: receiver,
             counters,
+            lost: Lost::default(),
         };
         self.runtime.spawn(sender.run());
         let _probe = ended.drop_guard();
@@ -367,11 +376,61 @@ struct MessageSender {
     client: PeerClient<Channel>,
     queue: mpsc::Receiver<Vec<Message>>,
     counters: PeerCounters,
+    lost: Lost,
+}
+
+/// A status with what brought it about: a connection that cannot be made says only there why.
+pub fn reason(status: &Status) -> String {
+    let mut reason = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !reason.contains(&cause) {
+            reason += ": ";
+            reason += &cause;
+        }
+        source = error.source();
+    }
+    reason
+}
+
+/// What is said of a peer that cannot be reached: each reason once, and not all the time.
+#[derive(Default)]
+struct Lost {
+    reason: Option<String>,
+    said: Seldom,
+}
+
+impl Lost {
+    /// Whether a failure is to be told.
+    fn is_news(&mut self, reason: &str) -> bool {
+        if self.reason.as_deref() == Some(reason) {
+            return false;
+        }
+        let first = self.reason.is_none();
+        let news = self.said.is_due() || first;
+        if news {
+            self.reason = Some(reason.to_owned());
+        }
+        news
+    }
 }
 
 impl MessageSender {
+    /// Whether the peer answers, and as a member of the same cluster, once a stream to it has stood for a while.
+    async fn settled(mut client: PeerClient<Channel>, cluster: u64) -> bool {
+        tokio::time::sleep(SETTLED).await;
+        let Ok(answer) = client.members(MembersRequest {}).await else { return false };
+        let answer = answer.into_inner();
+        let incarnation = Incarnation::decode(answer.incarnation).unwrap_or_default().id;
+        peer_cluster(answer.cluster_id, incarnation) == cluster
+    }
+
+    fn urls(&self) -> Vec<String> {
+        self.peers.peers.read().get(&self.peer).map(|peer| peer.urls.clone()).unwrap_or_default()
+    }
+
     async fn run(mut self) {
-        let mut reachable = true;
         while let Some(first) = self.queue.recv().await {
             self.counters.active.set(1);
             let ended = self.stream(first).await;
@@ -380,10 +439,11 @@ impl MessageSender {
                 return;
             }
             if let Err(error) = ended {
-                if reachable {
-                    tracing::warn!(peer = format!("{:x}", self.peer), error = error.message(), "lost a peer");
+                let reason = reason(&error);
+                if self.lost.is_news(&reason) {
+                    let peer = format!("{:x}", self.peer);
+                    tracing::warn!(peer, urls = ?self.urls(), error = reason, "lost a peer");
                 }
-                reachable = false;
                 self.counters.failed.inc();
                 let event = match error.message() {
                     REMOVED => Event::Removed,
@@ -408,6 +468,9 @@ impl MessageSender {
         tokio::pin!(call);
         let mut next = Some(first);
         let mut peer_urls = self.peers.own_urls();
+        let settled = Self::settled(self.client.clone(), self.peers.cluster);
+        tokio::pin!(settled);
+        let mut awaited = self.lost.reason.is_some();
         loop {
             if let Some(messages) = next.take() {
                 let messages: Vec<_> =
@@ -427,6 +490,14 @@ impl MessageSender {
                 }
             }
             tokio::select! {
+                reached = &mut settled, if awaited => {
+                    awaited = false;
+                    if reached {
+                        self.lost.reason = None;
+                        let peer = format!("{:x}", self.peer);
+                        tracing::info!(peer, urls = ?self.urls(), "reached a peer again");
+                    }
+                }
                 messages = self.queue.recv() => match messages {
                     Some(messages) => next = Some(messages),
                     None => {
@@ -511,5 +582,33 @@ async fn send_snapshot(peers: &Peers, message: Message, mut outgoing: Outgoing) 
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Status::internal(error.to_string())),
         Err(_) => Err(Status::internal("reading it was interrupted")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_told_once_and_not_all_the_time() {
+        let mut lost = Lost::default();
+        assert!(lost.is_news("refused"));
+        assert!(!lost.is_news("refused"));
+        assert!(!lost.is_news("expired"), "too soon");
+        lost.said = Seldom::default();
+        assert!(lost.is_news("expired"));
+        lost.said = Seldom::default();
+        assert!(!lost.is_news("expired"), "that is known");
+        lost.reason = None;
+        assert!(lost.is_news("expired"), "it was back");
+    }
+
+    #[test]
+    fn a_status_says_what_brought_it_about() {
+        let cause = io::Error::other("http://m1:1: refused");
+        let mut status = Status::unavailable("transport error");
+        status.set_source(Arc::new(cause));
+        assert_eq!(reason(&status), "transport error: http://m1:1: refused");
+        assert_eq!(reason(&Status::unavailable("it is gone")), "it is gone");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use keelson_proto::etcd::etcdserverpb::MemberListResponse;
 use keelson_proto::etcd::storepb::MembershipChange;
@@ -22,30 +21,14 @@ use crate::grpc::{Server, status};
 use crate::incarnation::peer_cluster;
 use crate::mvcc::Hash;
 use crate::node::{Chain, Event, Refused};
+use crate::seldom::Seldom;
 use crate::snapshot::{Receiver, SnapshotError, Snapshots};
-
-const SELDOM: Duration = Duration::from_secs(10);
 
 pub struct PeerService {
     server: Arc<Server>,
     snapshots: Arc<Mutex<Snapshots>>,
     serial: AtomicU64,
     foreign: Seldom,
-}
-
-/// What is said only now and then, since peers try again and again.
-#[derive(Default)]
-struct Seldom(Mutex<Option<Instant>>);
-
-impl Seldom {
-    fn is_due(&self) -> bool {
-        let mut last = self.0.lock();
-        let due = last.is_none_or(|last| last.elapsed() > SELDOM);
-        if due {
-            *last = Some(Instant::now());
-        }
-        due
-    }
 }
 
 impl PeerService {
@@ -55,6 +38,11 @@ impl PeerService {
     }
 
     fn check_cluster(&self, cluster: u64) -> Result<(), Status> {
+        self.check_cluster_of(cluster, &[])
+    }
+
+    /// As [`Self::check_cluster`], of a peer that says where it is.
+    fn check_cluster_of(&self, cluster: u64, peer_urls: &[String]) -> Result<(), Status> {
         if cluster == self.server.peers.cluster() {
             return Ok(());
         }
@@ -64,13 +52,18 @@ impl PeerService {
         if self.foreign.is_due() {
             match superseded {
                 true => tracing::warn!(
+                    peer = ?peer_urls,
                     "a member from before --force-new-cluster is up: it joins by itself when it is started again without a \
                      leader. If it has one, two clusters serve clients: stop one of them"
                 ),
                 false => tracing::error!(
+                    peer = ?peer_urls,
                     theirs = format!("{cluster:x}"),
                     ours = format!("{:x}", self.server.peers.cluster()),
-                    "a peer of another cluster: compare --initial-cluster and --initial-cluster-token"
+                    "a peer of another cluster: compare --initial-cluster and --initial-cluster-token. If one of the two was \
+                     added with `member add`, its data directory may have been made with --initial-cluster-state=new: remove \
+                     it and start that member with --initial-cluster-state=existing. If --force-new-cluster was used on each \
+                     of two members, two clusters serve clients: stop one of them and remove its data directory"
                 ),
             }
         }
@@ -170,7 +163,7 @@ impl Peer for PeerService {
                 batch = batches.message() => batch?,
             };
             let Some(batch) = batch else { return Ok(Response::new(MessagesResponse {})) };
-            self.check_cluster(batch.cluster_id)?;
+            self.check_cluster_of(batch.cluster_id, &batch.peer_urls)?;
             self.check_member(batch.from)?;
             if sender.replace(batch.from) != Some(batch.from) {
                 received = Some(self.server.metrics.peers.from(batch.from));
@@ -265,6 +258,7 @@ impl Peer for PeerService {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
     use crate::env::Env;

@@ -22,6 +22,9 @@ use crate::node::Chain;
 use frame::{Builder, HEADER, Header};
 use recover::Segment;
 
+/// What to do about data that cannot be used and must not be repaired.
+pub const REPLACE: &str = "A member of a cluster is replaced: `etcdctl member remove`, `member add`, and a start with an empty data directory and --initial-cluster-state=existing. Only what was the one member of its cluster is restored from a snapshot (kube-store snapshot restore)";
+
 const SUFFIX: &str = ".wal";
 /// Reserved per segment.
 const SEGMENT: u64 = 16 << 20;
@@ -43,8 +46,7 @@ pub enum WalError {
     )]
     Sync(#[source] io::Error),
     #[error(
-        "write-ahead log is corrupt: {what}: {segment} at offset {offset}. Restore this member from a snapshot, or \
-         remove its data directory and let it join again", segment = .segment.display()
+        "write-ahead log is corrupt: {what}: {segment} at offset {offset}. {REPLACE}", segment = .segment.display()
     )]
     Corrupt { segment: PathBuf, offset: u64, what: &'static str },
     #[error(

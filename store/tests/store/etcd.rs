@@ -1,5 +1,6 @@
 //! A real etcd to compare with: Debian's 3.4, or the one that `PEER_ETCD` names.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
@@ -11,7 +12,7 @@ use crate::harness::{Client, eventually, free_port};
 pub struct Etcd {
     child: Child,
     pub port: u16,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Drop for Etcd {
@@ -44,10 +45,14 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let etcd = Self { child, port, _directory: directory };
+        let etcd = Self { child, port, directory };
         let client = etcd.client();
         eventually("etcd is ready", || async { client.get("x").await.ok() }).await;
         etcd
+    }
+
+    pub fn data(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn client(&self) -> Client {

@@ -46,6 +46,8 @@ pub struct Member {
     pub cluster: String,
     child: Option<Child>,
     pub extra: Vec<String>,
+    /// Variables of its environment.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Drop for Member {
@@ -88,6 +90,7 @@ fn member(name: String, scheme: &'static str, ports: (u16, u16), cluster: String
         cluster,
         child: None,
         extra: Vec::new(),
+        environment: Vec::new(),
     }
 }
 
@@ -164,6 +167,7 @@ impl Member {
             .arg(format!("--initial-cluster={}", self.cluster))
             .args(&self.extra)
             .env("FAILPOINTS", failpoints)
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

@@ -619,3 +619,29 @@ async fn etcdctl_drives_every_member_command() {
     let put = PutRequest { key: "k".into(), value: "w".into(), ..PutRequest::default() };
     client.kv.clone().put(put).await.unwrap();
 }
+
+/// As it may go with etcd: what it began is another cluster, and both say where the other one is and what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_was_started_as_if_it_began_a_cluster() {
+    let members = harness::group(3).await;
+    let (mut wrong, _) = admit(&members[0].client(), "wrong", false).await;
+    let existing = std::mem::replace(&mut wrong.extra, vec!["--initial-cluster-state=new".to_owned()]);
+    wrong.start();
+    let says = |member: &Member, peer: &Member| {
+        member.log().lines().any(|line| {
+            line.contains("may have been made with --initial-cluster-state=new")
+                && line.contains(&peer.peer_url())
+        })
+    };
+    eventually("both sides say so", || async {
+        let told = members.iter().any(|member| says(member, &wrong));
+        (told && members.iter().any(|member| says(&wrong, member))).then_some(())
+    })
+    .await;
+    // As it is told to do.
+    wrong.kill();
+    std::fs::remove_dir_all(wrong.data()).unwrap();
+    wrong.extra = existing;
+    wrong.start();
+    wrong.ready().await;
+}

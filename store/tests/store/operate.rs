@@ -356,11 +356,30 @@ async fn a_snapshot_that_etcdctl_saved_is_restored() {
     assert_eq!(client.get("leased").await.unwrap().unwrap(), b"x");
     assert_eq!(client.put("after", "x").await.unwrap().header.unwrap().revision, revision + 1001);
 
+    // Who it is, is in the directory: its own flags do.
+    let mut renamed = harness::members(1).remove(0);
+    let (code, said) = restore(theirs, &renamed, &["--initial-cluster-token=another"]);
+    assert_eq!(code, 0, "{said}");
+    for _ in 0..2 {
+        renamed.start();
+        renamed.ready().await;
+        assert_eq!(renamed.client().get("leased").await.unwrap().unwrap(), b"x");
+        let cluster = renamed.client().status().await.unwrap().header.unwrap().cluster_id;
+        assert!(said.contains(&format!("of cluster {cluster:x}")), "{said}");
+        assert!(renamed.stop().success());
+    }
+
     let mut bytes = std::fs::read(theirs).unwrap();
     let at = bytes.len() / 2;
     bytes[at] ^= 1;
-    std::fs::write(ours, &bytes).unwrap();
     let other = harness::members(1).remove(0);
+    // Empty, and cut short: in the middle and within its last sector.
+    for length in [0, 3, 100, at, bytes.len() - 33] {
+        std::fs::write(ours, &bytes[..length]).unwrap();
+        let (code, said) = restore(ours, &other, &[]);
+        assert!(code == 1 && !said.contains("--skip-hash-check"), "{length}: {said}");
+    }
+    std::fs::write(ours, &bytes).unwrap();
     let (code, said) = restore(ours, &other, &[]);
     assert!(code == 1 && said.contains("SHA-256"), "{said}");
     let (code, said) = restore(ours, &other, &["--skip-hash-check"]);
@@ -412,6 +431,54 @@ async fn verify_finds_what_is_wrong_and_changes_nothing() {
     std::fs::write(&segment, &bytes).unwrap();
     let (code, said) = verify();
     assert!(code == 1 && said.contains("write-ahead log is corrupt"), "{said}");
+}
+
+#[tokio::test]
+async fn the_environment_says_what_flags_do_not() {
+    let mut member = harness::members(1).remove(0);
+    let metrics = harness::free_port();
+    member.environment = vec![
+        ("ETCD_NAME", "other".to_owned()),
+        ("ETCD_LISTEN_METRICS_URLS", format!("http://127.0.0.1:{metrics}")),
+        ("ETCD_PRE_VOTE", "true".to_owned()),
+        ("ETCD_NO_SUCH_FLAG", "1".to_owned()),
+        ("ETCDCTL_NO_SUCH_FLAG", "1".to_owned()),
+    ];
+    member.start();
+    member.ready().await;
+    assert!(crate::secure::get(metrics, "/health").contains(r#""health":"true""#));
+    for expected in [
+        "ETCD_NAME=other is not used: --name is given",
+        "ETCD_LISTEN_METRICS_URLS is used as --listen-metrics-urls=",
+        "--pre-vote has nothing to act on in kube-store",
+        "unrecognized environment variable ETCD_NO_SUCH_FLAG",
+    ] {
+        assert!(member.log().contains(expected), "{expected}: {}", member.log());
+    }
+    assert!(!member.log().contains("ETCDCTL"), "{}", member.log());
+    member.kill();
+    member.environment = vec![("ETCD_WAL_DIR", "/x".to_owned())];
+    member.start();
+    assert!(!member.ended().success());
+    assert!(member.log().contains("--wal-dir=/x: kube-store does not do this"), "{}", member.log());
+}
+
+#[tokio::test]
+async fn etcds_own_data_is_known_as_such() {
+    let etcd = Etcd::start(&[]).await;
+    etcd.client().put("a", "1").await.unwrap();
+    let mut member = harness::members(1).remove(0);
+    let copied = Command::new("cp").arg("-r").arg(etcd.data()).arg(member.data()).status().unwrap();
+    assert!(copied.success());
+    drop(etcd);
+    let before = harness::files(&member.wal(), "");
+    let says = |said: &str| said.contains("data directory of etcd's own") && !said.contains("corrupt");
+    member.start();
+    assert!(!member.ended().success());
+    assert!(says(&member.log()), "{}", member.log());
+    let (code, said) = tool(&["verify", "--data-dir", member.data().to_str().unwrap()]);
+    assert!(code == 1 && says(&said), "{said}");
+    assert_eq!(harness::files(&member.wal(), ""), before, "it changed something");
 }
 
 /// Bytes on the disk.

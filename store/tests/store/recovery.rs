@@ -82,6 +82,16 @@ async fn one_member_goes_on_alone() {
     }
 }
 
+#[test]
+fn nothing_is_made_a_cluster_of_no_data() {
+    let mut member = harness::members(1).remove(0);
+    member.extra.push(FORCE.to_owned());
+    member.start();
+    assert!(!member.ended().success());
+    assert!(member.log().contains("there is no data in"), "{}", member.log());
+    assert!(!member.data().exists());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_others_join_by_themselves() {
     let mut members = harness::group(3).await;
@@ -185,6 +195,8 @@ async fn a_majority_that_lives_is_not_given_up() {
     members[0].start();
     assert!(!members[0].ended().success());
     assert!(members[0].log().contains("have a leader, so a majority lives"), "{}", members[0].log());
+    let named = |at: usize| members[0].log().contains(&members[at].peer_url());
+    assert!(named(1) || named(2), "{}", members[0].log());
     // What it cannot see it cannot know.
     members[1].kill();
     members[2].kill();
@@ -385,4 +397,49 @@ async fn nobody_gives_up_data_on_what_a_peer_says_unasked() {
         assert!(!member.log().contains("it begins anew"), "it asked first");
     }
     lies.abort();
+}
+
+/// Of a member that had less: what the others print is a way back, and never leads to two clusters.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wrong_member_was_forced() {
+    let mut members = harness::group(3).await;
+    agree(&members).await;
+    members[1].kill();
+    eventually("two go on", || async { members[0].client().put("a", "1").await.ok() }).await;
+    members[0].client().put("b", "2").await.unwrap();
+    for at in [0, 2] {
+        members[at].kill();
+    }
+    force(&mut members[1]).await;
+    let rival = members[1].peer_url();
+    members[0].start();
+    assert!(!members[0].ended().success());
+    let expected = format!("first stop the one at {rival} and remove its data directory");
+    assert!(members[0].log().contains(&expected), "{}", members[0].log());
+    members[0].extra.push(FORCE.to_owned());
+    members[0].start();
+    assert!(!members[0].ended().success());
+    let expected = format!("serves at {rival}: with this member there would be two");
+    assert!(members[0].log().contains(&expected), "{}", members[0].log());
+    // Two that could not see each other say so once they can.
+    members[1].kill();
+    members[0].extra.clear();
+    force(&mut members[0]).await;
+    members[1].start();
+    members[1].ready().await;
+    let expected = "two clusters with this cluster's ID serve clients";
+    assert!(members[1].log().contains(expected), "{}", members[1].log());
+    assert!(members[1].log().contains(&members[0].peer_url()), "{}", members[1].log());
+    members[2].start();
+    assert!(!members[2].ended().success());
+    assert!(members[2].log().contains("made a new cluster of each of two members"), "{}", members[2].log());
+    // As it is told to do.
+    members[1].kill();
+    std::fs::remove_dir_all(members[1].data()).unwrap();
+    for at in [1, 2] {
+        members[at].start();
+        joined(&members[at]).await;
+        assert_eq!(members[at].client().get("b").await.unwrap().unwrap(), b"2");
+    }
+    voters(&members[0], 3).await;
 }

@@ -123,6 +123,8 @@ async fn three_members_with_certificates() {
     let save = ["snapshot", "save", &target, &endpoint, &cacert];
     let (code, said) = tool(&save);
     assert_eq!(code, 1, "without a certificate nothing is told: {said}");
+    assert!(said.contains("a client certificate is required"), "{said}");
+    assert!(members[0].log().contains("rejected connection from 127.0.0.1:"), "{}", members[0].log());
     assert!(!std::path::Path::new(&target).exists());
     let identity = [format!("--cert={}", file("leaf.crt")), format!("--key={}", file("leaf.key"))];
     let (code, said) = tool(&[&save[..], &[&identity[0], &identity[1]]].concat());
@@ -179,10 +181,46 @@ async fn a_member_joins_with_certificates() {
     second.start();
     assert!(!second.ended().success());
     assert!(second.log().contains("cannot fetch cluster info from peer urls"), "{}", second.log());
+    assert!(second.log().contains("--peer-trusted-ca-file is not given"), "{}", second.log());
 
     second.extra = right;
     second.start();
     let client_of_second = client(&second, directory.path(), true);
     let read = || async { client_of_second.get("k").await.ok().flatten() };
     assert_eq!(eventually("it serves", read).await, b"v");
+}
+
+/// A certificate of another CA: both sides say so, and that the peer is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_whose_certificate_is_not_trusted_is_named() {
+    let (right, wrong) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(right.path());
+    certificates(wrong.path());
+    let mut members = harness::secure_members(3);
+    for (at, member) in members.iter_mut().enumerate() {
+        let own = if at == 2 { wrong.path() } else { right.path() };
+        member.extra = flags(own, harness::free_port());
+        member.start();
+    }
+    let first = client(&members[0], right.path(), true);
+    eventually("two have a leader", || async { first.put("k", "v").await.ok() }).await;
+    let url = members[2].peer_url();
+    let says = |member: &Member, what: &[&str]| {
+        member.log().lines().any(|line| what.iter().all(|what| line.contains(what)))
+    };
+    eventually("it is said", || async {
+        let lost = ["lost a peer", url.as_str(), "invalid peer certificate"];
+        let rejected = ["rejected connection from 127.0.0.1:"];
+        let said = says(&members[0], &lost) || says(&members[1], &lost);
+        (said && says(&members[2], &rejected)).then_some(())
+    })
+    .await;
+    members[2].kill();
+    members[2].extra = flags(right.path(), harness::free_port());
+    members[2].start();
+    eventually("it is back", || async {
+        let back = ["reached a peer again", url.as_str()];
+        (says(&members[0], &back) || says(&members[1], &back)).then_some(())
+    })
+    .await;
 }
