@@ -77,7 +77,7 @@ impl Inode {
     /// Counts the writes that are torn, and those that are lost.
     fn lose_power(&mut self, random: &mut Random, told: &mut Told) {
         // All, nothing, or any of it.
-        let keep = [100, 0, 50][random.index(3)];
+        let keep = [100, 0, 50, 50][random.index(4)];
         for pending in std::mem::take(&mut self.pending) {
             match pending {
                 Pending::Length(length) if random.percent(keep) => {
@@ -499,8 +499,10 @@ impl File for SimulatedFile {
         };
         // One that fails, or in the middle of which the process ends, may have written a part: the system takes it page
         // by page.
-        let middle = (offset as usize + bytes.len() / 2) / SECTOR * SECTOR;
-        let count = if result.is_ok() { bytes.len() } else { middle.saturating_sub(offset as usize) };
+        let (start, end) = (offset as usize, offset as usize + bytes.len());
+        let middle = ((start + end) / 2 / SECTOR * SECTOR).max((start + 1).next_multiple_of(SECTOR));
+        let part = if middle < end { middle - start } else { 0 };
+        let count = if result.is_ok() { bytes.len() } else { part };
         let is_gone = self.disk.is_blown();
         if is_gone && count > 0 {
             self.disk.0.lock().told.torn += 1;
