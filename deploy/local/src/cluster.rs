@@ -76,7 +76,7 @@ impl Cluster {
         let (hosts, network) = if layout.is_default() {
             (vec![host::machine()?], None)
         } else {
-            let network = Network::new(&layout);
+            let network = Network::new(&layout)?;
             let hosts =
                 (0..node_count).map(|index| network.host(index, &format!("node-{}", index + 1))).collect();
             (hosts, Some(network))
@@ -125,6 +125,8 @@ impl Cluster {
         if let Some(network) = &self.network {
             let count = u8::try_from(self.hosts.len()).unwrap_or(u8::MAX);
             self.step("network of its own", || Ok(network.ensure(count)?))?;
+            let path = self.layout().network_file();
+            network.keep().map_err(|source| ClusterError::File { path, source })?;
         }
         self.step("certificates and kubeconfigs", || self.credentials())?;
         self.step("kube-store answers", || {

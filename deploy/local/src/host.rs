@@ -4,6 +4,8 @@
 //! own bridge; removing the namespaces and the bridge removes every address, route and nftables
 //! table that the cluster had.
 
+use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -77,18 +79,61 @@ pub struct Network {
     id: String,
     /// The second and third byte of 100.x.y.0/24 (RFC 6598 space, which pods and Services never use).
     subnet: (u8, u8),
+    /// Where it is kept: certificates name its addresses.
+    file: PathBuf,
+}
+
+/// The subnet that a cluster's id asks for, or the next one of which this machine has no address but on the cluster's own
+/// bridge: two ids may ask for the same.
+fn free_subnet(number: u16, addresses: &str, bridge: &str) -> (u8, u8) {
+    let is_taken = |(second, third): &(u8, u8)| {
+        let address = format!(" 100.{second}.{third}.");
+        addresses.lines().any(|line| line.contains(&address) && !line.contains(bridge))
+    };
+    let subnet = |step: u16| {
+        let [high, low] = number.wrapping_add(step).to_be_bytes();
+        (64 + high % 64, low)
+    };
+    (0..1 << 14).map(subnet).find(|subnet| !is_taken(subnet)).unwrap_or_else(|| subnet(0))
+}
+
+/// As [`Network::keep`] writes it.
+fn kept_subnet(text: &str) -> Option<(u8, u8)> {
+    let address: Ipv4Addr = text.trim().strip_suffix("/24")?.parse().ok()?;
+    let [100, second, third, 0] = address.octets() else { return None };
+    Some((second, third))
+}
+
+fn bridge(id: &str) -> String {
+    format!("kl-{id}")
 }
 
 impl Network {
-    pub fn new(layout: &Layout) -> Self {
-        let id = layout.id();
-        let number = u32::from_str_radix(&id, 16).unwrap_or_default();
-        let [_, _, high, low] = number.to_be_bytes();
-        Self { id, subnet: (64 + high % 64, low) }
+    /// # Errors
+    /// That the machine's addresses cannot be listed.
+    pub fn new(layout: &Layout) -> Result<Self, CommandError> {
+        let (id, file) = (layout.id(), layout.network_file());
+        let kept = fs::read_to_string(&file).ok().and_then(|text| kept_subnet(&text));
+        let subnet = match kept {
+            Some(subnet) => subnet,
+            None => {
+                let number = u32::from_str_radix(&id, 16).unwrap_or_default() as u16;
+                free_subnet(number, &ip("-4 -o address show")?, &bridge(&id))
+            }
+        };
+        Ok(Self { id, subnet, file })
+    }
+
+    /// Has later runs find the same network.
+    ///
+    /// # Errors
+    /// The root's.
+    pub fn keep(&self) -> io::Result<()> {
+        fs::write(&self.file, format!("{}/24\n", self.address(0)))
     }
 
     fn bridge(&self) -> String {
-        format!("kl-{}", self.id)
+        bridge(&self.id)
     }
 
     fn address(&self, last: u8) -> Ipv4Addr {
@@ -172,8 +217,24 @@ mod tests {
     }
 
     #[test]
+    fn two_clusters_share_no_subnet() {
+        let addresses = "2: eth0    inet 192.168.3.4/24 scope global eth0\n\
+                         9: kl-c1547155    inet 100.113.85.1/24 scope global kl-c1547155";
+        let check = |number, bridge, expected| {
+            assert_eq!(free_subnet(number, addresses, bridge), expected, "{number:x} {bridge}");
+        };
+        check(0x7155, "kl-9ee57155", (113, 86));
+        check(0x7155, "kl-c1547155", (113, 85));
+        check(0x7156, "kl-c1547156", (113, 86));
+        check(0xffff, "kl-0000ffff", (127, 255));
+        assert_eq!(kept_subnet("100.113.86.0/24\n"), Some((113, 86)));
+        assert_eq!(kept_subnet("10.113.86.0/24\n"), None);
+        assert_eq!(kept_subnet(""), None);
+    }
+
+    #[test]
     fn hosts_have_names_and_addresses_of_their_own() {
-        let network = Network::new(&Layout::new("/tmp/one").unwrap());
+        let network = Network::new(&Layout::new("/tmp/one").unwrap()).unwrap();
         let (first, second) = (network.host(0, "node-1"), network.host(1, "node-2"));
         assert_ne!(first.address, second.address);
         assert_ne!(first.namespace, second.namespace);

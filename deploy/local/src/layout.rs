@@ -18,7 +18,7 @@ pub struct Layout {
 }
 
 /// What a cluster keeps directly below its root; nothing else there is ours to remove.
-const PARTS: [&str; 6] = ["pki", "kubeconfig", "images", "run", "env", "hosts"];
+const PARTS: [&str; 7] = ["pki", "kubeconfig", "images", "run", "env", "network", "hosts"];
 
 /// The longest path of a unix socket that the kernel takes.
 const SOCKET_PATH: usize = 107;
@@ -76,6 +76,11 @@ impl Layout {
         }
         let digest = Sha256::digest(self.root.as_os_str().as_encoded_bytes());
         digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Which private network the cluster has, once it has one.
+    pub fn network_file(&self) -> PathBuf {
+        self.root.join("network")
     }
 
     pub fn pki(&self) -> PathBuf {
