@@ -240,3 +240,61 @@ impl File for RealFile {
         self.0.sync_data()
     }
 }
+
+/// Real files on a disk with faults, for tests of this crate.
+#[cfg(test)]
+pub mod faulty {
+    use super::*;
+
+    /// What such a disk does otherwise than the real one.
+    pub trait Faults: Send + Sync {
+        fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+            RealDisk.create(path)
+        }
+
+        fn sync_dir(&self, path: &Path) -> io::Result<()> {
+            RealDisk.sync_dir(path)
+        }
+    }
+
+    #[derive(Default)]
+    pub struct FaultyDisk<F>(pub F);
+
+    impl<F: Faults> Disk for FaultyDisk<F> {
+        fn create_dir(&self, path: &Path) -> io::Result<()> {
+            RealDisk.create_dir(path)
+        }
+
+        fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+            RealDisk.list(path)
+        }
+
+        fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
+            RealDisk.open(path)
+        }
+
+        fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+            self.0.create(path)
+        }
+
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            RealDisk.rename(from, to)
+        }
+
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            RealDisk.remove(path)
+        }
+
+        fn remove_dir(&self, path: &Path) -> io::Result<()> {
+            RealDisk.remove_dir(path)
+        }
+
+        fn sync_dir(&self, path: &Path) -> io::Result<()> {
+            self.0.sync_dir(path)
+        }
+
+        fn available(&self, path: &Path) -> io::Result<u64> {
+            RealDisk.available(path)
+        }
+    }
+}

@@ -264,6 +264,12 @@ impl<R> Group<R> {
                 self.learn_loss(&message);
                 None
             }
+            // raft-rs learns from it what is committed, but not from one of an earlier term. A member that was removed and
+            // knows it may have no other way to tell the one that remains, which asks it for its vote time and again.
+            MessageType::MsgRequestPreVoteResponse if message.reject => {
+                message.term = message.term.max(self.node.raft.term);
+                None
+            }
             _ => None,
         };
         let result = match self.node.step(message) {

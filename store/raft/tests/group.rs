@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use keelson_raft::{
-    Change, ConfState, Config, EntryType, Group, Initial, Message, MessageType, Role, configuration_change,
+    Change, ConfState, Config, Entry, EntryType, Group, Initial, Message, MessageType, Role,
+    configuration_change,
 };
 
 struct Member {
@@ -510,4 +511,37 @@ fn a_change_takes_effect_and_is_told_once_its_commit_is_durable() {
     let change = group.status().last_index;
     assert_eq!(output.committed.iter().map(|entry| entry.index).collect::<Vec<_>>(), [change]);
     assert!(output.messages.iter().any(|message| message.commit == change), "{:?}", output.messages);
+}
+
+/// One of two was removed, knows it, and has a longer log of a lower term: so it neither stands for election nor votes for
+/// the other one, which does not know it and asks for its vote.
+#[test]
+fn who_remains_learns_of_a_removal_from_a_refused_vote() {
+    let mut before = begun(2, 5);
+    let leader = before.leader();
+    let other = 3 - leader;
+    before.change(&[Change::Remove(leader)]);
+    let entries = before.members[&leader].kept.clone();
+    let (last, removal) = (entries.last().unwrap().clone(), entries.len());
+    assert_ne!(last.get_entry_type(), EntryType::EntryNormal);
+    let initial = |voters: &[u64], entries: &[Entry], applied: u64, term: u64| {
+        let mut initial = Initial {
+            conf_state: ConfState { voters: voters.to_vec(), ..ConfState::default() },
+            before: (1, 1),
+            entries: entries.to_vec(),
+            applied,
+            ..Initial::default()
+        };
+        (initial.hard_state.term, initial.hard_state.commit) = (term, applied);
+        initial
+    };
+    let mut longer = entries.clone();
+    longer.push(Entry { index: last.index + 1, term: last.term, ..Entry::default() });
+    let mut cluster = Cluster { members: BTreeMap::new(), cut: vec![] };
+    let removed = initial(&[other], &longer, last.index, last.term);
+    cluster.members.insert(leader, started(leader, removed, 5, false));
+    let remaining = initial(&[1, 2], &entries[..removal], 1, last.term + 1);
+    cluster.members.insert(other, started(other, remaining, 5, false));
+    assert_eq!(cluster.leader(), other);
+    assert_eq!(cluster.voters(other), (vec![other], vec![]));
 }

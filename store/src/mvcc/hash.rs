@@ -177,7 +177,7 @@ impl Store {
             let (at, compacted, newest) = match fixed {
                 Some(fixed) => fixed,
                 None => {
-                    let at = range::resolve(&index, index.revision, revision)?;
+                    let at = range::resolve(index.compacted, index.revision, revision)?;
                     (at, index.compacted, index.revision)
                 }
             };

@@ -57,11 +57,11 @@ impl<I: Deref<Target = Index>> View<I> {
 }
 
 /// Which revision a request reads at.
-pub(super) fn resolve(index: &Index, newest: i64, requested: i64) -> Result<i64, MvccError> {
+pub(super) fn resolve(compacted: i64, newest: i64, requested: i64) -> Result<i64, MvccError> {
     match requested {
         ..=0 => Ok(newest),
         revision if revision > newest => Err(MvccError::FutureRevision),
-        revision if revision < index.compacted => Err(MvccError::Compacted),
+        revision if revision < compacted => Err(MvccError::Compacted),
         revision => Ok(revision),
     }
 }
@@ -84,7 +84,7 @@ pub(super) fn range(
     newest: i64,
     request: &RangeRequest,
 ) -> Result<RangeResponse, MvccError> {
-    let revision = resolve(index, newest, request.revision)?;
+    let revision = resolve(index.compacted, newest, request.revision)?;
     let range = KeyRange::new(request.key.clone(), request.range_end.clone());
     let mut selection = Selection::new(request);
     index.walk(&range, Bound::Included(&range.start), revision, usize::MAX, |_, at| selection.add(at));
@@ -118,7 +118,7 @@ impl Store {
         read_view: impl FnOnce(&View<RwLockReadGuard<'_, Index>>) -> Result<T, MvccError>,
     ) -> Result<(T, i64), MvccError> {
         for _ in 0..ATTEMPTS {
-            let newest = self.index.read().revision;
+            let newest = self.revision();
             match read(&Past { store: self, newest }) {
                 Err(MvccError::Compacted) if self.compacted() > newest => {}
                 other => return other.map(|found| (found, newest)),
@@ -139,7 +139,7 @@ impl Past<'_> {
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, MvccError> {
         let range = KeyRange::new(request.key.clone(), request.range_end.clone());
         let mut selection = Selection::new(request);
-        let revision = resolve(&self.store.index.read(), self.newest, request.revision)?;
+        let revision = resolve(self.store.compacted(), self.newest, request.revision)?;
         self.walk(&range, revision, |at| selection.add(at))?;
         selection.answer(&self.store.values, request)
     }
@@ -152,7 +152,7 @@ impl Past<'_> {
     }
 
     pub fn check_revision(&self, requested: i64) -> Result<(), MvccError> {
-        check_revision(&self.store.index.read(), self.newest, requested)
+        check_revision(self.store.compacted(), self.newest, requested)
     }
 
     fn walk(
@@ -177,11 +177,11 @@ impl Past<'_> {
 }
 
 /// As in etcd, a revision below 0 is compacted within a transaction, while it means the newest outside of one.
-pub(super) fn check_revision(index: &Index, newest: i64, requested: i64) -> Result<(), MvccError> {
+pub(super) fn check_revision(compacted: i64, newest: i64, requested: i64) -> Result<(), MvccError> {
     match requested {
         0 => Ok(()),
         revision if revision > newest => Err(MvccError::FutureRevision),
-        revision if revision < index.compacted => Err(MvccError::Compacted),
+        revision if revision < compacted => Err(MvccError::Compacted),
         _ => Ok(()),
     }
 }

@@ -51,7 +51,7 @@ impl<I: std::ops::Deref<Target = Index>> Compares for View<I> {
     }
 
     fn check_range(&self, request: &RangeRequest) -> Result<(), MvccError> {
-        check_revision(self.index(), self.revision(), request.revision)
+        check_revision(self.index().compacted, self.revision(), request.revision)
     }
 }
 
@@ -71,7 +71,7 @@ impl Compares for WriteTxn<'_> {
     }
 
     fn check_range(&self, request: &RangeRequest) -> Result<(), MvccError> {
-        check_revision(self.index(), self.index().revision, request.revision)
+        check_revision(self.index().compacted, self.index().revision, request.revision)
     }
 }
 

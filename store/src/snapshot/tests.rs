@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::env::RealDisk;
+use crate::env::faulty::{Faults, FaultyDisk};
 use crate::lease::Leases;
 use crate::mvcc::{Index, MemoryBackend, Values, load};
 
@@ -81,34 +82,10 @@ struct Unsynced {
     created: Mutex<Vec<String>>,
 }
 
-impl Disk for Unsynced {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.create_dir(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        RealDisk.list(path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn env::File>> {
-        RealDisk.open(path)
-    }
-
+impl Faults for Unsynced {
     fn create(&self, path: &Path) -> io::Result<Box<dyn env::File>> {
         self.created.lock().push(path.display().to_string());
         RealDisk.create(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
-    }
-
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove_dir(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -118,30 +95,26 @@ impl Disk for Unsynced {
             false => RealDisk.sync_dir(path),
         }
     }
-
-    fn available(&self, path: &Path) -> io::Result<u64> {
-        RealDisk.available(path)
-    }
 }
 
 /// A manifest whose directory could not be synced may be found all the same, or the one before it.
 #[test]
 fn files_that_a_manifest_may_name_are_not_written_anew() {
     let directory = tempfile::tempdir().unwrap();
-    let (disk, store) = (Arc::new(Unsynced::default()), store());
+    let (disk, store) = (Arc::<FaultyDisk<Unsynced>>::default(), store());
     let mut snapshots = Snapshots::open(disk.clone(), directory.path(), 9).unwrap();
     put(&store, "a", "1");
     snapshots.take(&store, metadata(&store, 10), vec![1], 9).unwrap();
     put(&store, "b", "2");
-    disk.fails.store(true, Ordering::Relaxed);
+    disk.0.fails.store(true, Ordering::Relaxed);
     for _ in 0..2 {
         snapshots.take(&store, metadata(&store, 20), vec![1], 9).unwrap_err();
         let names = disk.list(directory.path()).unwrap();
         assert_eq!(names.iter().filter(|name| is_manifest(name)).count(), 2, "{names:?}");
     }
-    disk.fails.store(false, Ordering::Relaxed);
+    disk.0.fails.store(false, Ordering::Relaxed);
     snapshots.take(&store, metadata(&store, 20), vec![1], 9).unwrap();
-    let mut files = disk.created.lock().clone();
+    let mut files = disk.0.created.lock().clone();
     files.retain(|name| name.ends_with(FILE));
     assert_eq!(files.len(), 2, "one for each range of revisions: {files:?}");
     let reopened = open(directory.path()).unwrap();

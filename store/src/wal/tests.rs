@@ -9,6 +9,7 @@ use keelson_raft::{Entry, HardState, Write};
 
 use super::*;
 use crate::env::RealDisk;
+use crate::env::faulty::{Faults, FaultyDisk};
 
 const IDENTITY: Identity = Identity { cluster: 1, member: 2 };
 
@@ -83,7 +84,14 @@ fn a_snapshot_begins_the_log_anew_unless_it_agrees() {
 }
 
 /// A disk on which no space can be reserved for the time.
-struct FullDisk(AtomicBool);
+#[derive(Default)]
+struct Full(AtomicBool);
+
+impl Full {
+    fn set(&self, full: bool) {
+        self.0.store(full, Ordering::Relaxed);
+    }
+}
 
 struct FullFile(Box<dyn File>, bool);
 
@@ -105,33 +113,9 @@ impl File for FullFile {
     }
 }
 
-impl Disk for FullDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.create_dir(path)
-    }
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        RealDisk.list(path)
-    }
-    fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        RealDisk.open(path)
-    }
+impl Faults for Full {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         Ok(Box::new(FullFile(RealDisk.create(path)?, self.0.load(Ordering::Relaxed))))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove_dir(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.sync_dir(path)
-    }
-    fn available(&self, path: &Path) -> io::Result<u64> {
-        RealDisk.available(path)
     }
 }
 
@@ -145,10 +129,10 @@ impl Observer for Unmeasured {
 /// Writes more than a segment has room for, on a full disk, until the writer says so.
 fn write_on_full_disk(
     directory: &Path,
-) -> (Arc<FullDisk>, WalHandle, std::thread::JoinHandle<()>, std::sync::mpsc::Receiver<Report>) {
-    let disk = Arc::new(FullDisk(AtomicBool::new(false)));
+) -> (Arc<FaultyDisk<Full>>, WalHandle, std::thread::JoinHandle<()>, std::sync::mpsc::Receiver<Report>) {
+    let disk = Arc::<FaultyDisk<Full>>::default();
     let (wal, _) = Wal::open(disk.clone(), directory, IDENTITY, Known::default(), 77).unwrap();
-    disk.0.store(true, Ordering::Relaxed);
+    disk.0.set(true);
     let (sender, reports) = std::sync::mpsc::channel();
     let (handle, writer) = writer(wal, Unmeasured);
     let thread = spawn(writer, move |report| drop(sender.send(report))).unwrap();
@@ -168,7 +152,7 @@ fn write_on_full_disk(
 fn a_full_disk_is_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, handle, thread, reports) = write_on_full_disk(directory.path());
-    disk.0.store(false, Ordering::Relaxed);
+    disk.0.set(false);
     assert!(matches!(reports.recv().unwrap(), Report::Full(false)));
     assert!(matches!(reports.recv().unwrap(), Report::Persisted(2)));
     drop(handle);
@@ -181,10 +165,9 @@ fn a_full_disk_is_waited_for() {
 #[test]
 fn a_frame_that_waits_for_space_is_reported_by_itself() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = Arc::new(FullDisk(AtomicBool::new(true)));
-    disk.0.store(false, Ordering::Relaxed);
+    let disk = Arc::<FaultyDisk<Full>>::default();
     let (wal, _) = Wal::open(disk.clone(), directory.path(), IDENTITY, Known::default(), 77).unwrap();
-    disk.0.store(true, Ordering::Relaxed);
+    disk.0.set(true);
     let (handle, writer) = writer(wal, Unmeasured);
     let reports = std::cell::RefCell::new(Vec::new());
     let report = |report: Report| reports.borrow_mut().push(format!("{report:?}"));
@@ -197,7 +180,7 @@ fn a_frame_that_waits_for_space_is_reported_by_itself() {
     handle.write(write(2, 10));
     assert!(writer.gather());
     assert!(!writer.write(&report).unwrap());
-    disk.0.store(false, Ordering::Relaxed);
+    disk.0.set(false);
     assert!(writer.write(&report).unwrap());
     assert_eq!(reports.take(), ["Full(true)", "Full(false)", "Persisted(1)"]);
     assert!(writer.gather());

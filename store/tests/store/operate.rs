@@ -105,8 +105,8 @@ async fn alarms_are_the_clusters() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_without_space_stops_the_writes_of_all() {
+/// Three members, of which the second, whose id is told too, has little space.
+async fn one_with_a_small_quota() -> (Vec<Member>, Vec<Client>, u64) {
     let mut members = harness::members(3);
     members[1].extra = vec!["--quota-backend-bytes=1000000".to_owned()];
     for member in &mut members {
@@ -117,6 +117,12 @@ async fn a_member_without_space_stops_the_writes_of_all() {
     }
     let clients: Vec<Client> = members.iter().map(Member::client).collect();
     let id = clients[1].status().await.unwrap().header.unwrap().member_id;
+    (members, clients, id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_space_stops_the_writes_of_all() {
+    let (members, clients, id) = one_with_a_small_quota().await;
     let error =
         eventually("writes are refused", || async { clients[0].put("k", vec![7; 200_000]).await.err() })
             .await;
@@ -134,16 +140,7 @@ async fn a_member_without_space_stops_the_writes_of_all() {
 /// The alarm of a member that is dead or removed would refuse the writes of all for good.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alarm_does_not_outlive_its_member() {
-    let mut members = harness::members(3);
-    members[1].extra = vec!["--quota-backend-bytes=1000000".to_owned()];
-    for member in &mut members {
-        member.start();
-    }
-    for member in &members {
-        member.ready().await;
-    }
-    let clients: Vec<Client> = members.iter().map(Member::client).collect();
-    let id = clients[1].status().await.unwrap().header.unwrap().member_id;
+    let (mut members, clients, id) = one_with_a_small_quota().await;
     let refused = async || {
         eventually("writes are refused", || async { clients[0].put("k", vec![7; 200_000]).await.err() }).await
     };
