@@ -152,6 +152,10 @@ pub fn scan_tree(
             partial = Some((revision, count, bytes));
             return true;
         }
+        // Written since the block was looked up, behind it and before what is asked for.
+        if revision < first {
+            return true;
+        }
         match Record::decode(bytes.into()) {
             Some(record) => visit(revision, record),
             None => fail(),
@@ -189,5 +193,66 @@ mod tests {
         assert!(found.is_empty());
         let (gone, count, bytes) = removal(&tree, &[at(5), at(6)]).unwrap();
         assert_eq!((gone.len(), count, bytes), (3, 0, record.size()));
+    }
+
+    /// A tree that is written to as soon as the block before a scan's beginning is found.
+    struct Overtaken(MemoryBackend, parking_lot::Mutex<Vec<Change>>);
+
+    impl Backend for Overtaken {
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, BackendError> {
+            self.0.get(key)
+        }
+
+        fn at_or_before(&self, key: &[u8], visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), BackendError> {
+            self.0.at_or_before(key, visit)?;
+            self.0.write(std::mem::take(&mut *self.1.lock()))
+        }
+
+        fn scan(
+            &self,
+            from: &[u8],
+            to: &[u8],
+            visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> Result<(), BackendError> {
+            self.0.scan(from, to, visit)
+        }
+
+        fn write(&self, batch: Vec<Change>) -> Result<(), BackendError> {
+            self.0.write(batch)
+        }
+
+        fn flush(&self) -> Result<(), BackendError> {
+            self.0.flush()
+        }
+
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+    }
+
+    #[test]
+    fn a_scan_begins_where_it_was_told_although_the_tree_is_written_to() {
+        let at = |main| Revision { main, sub: 0 };
+        let record = |size| Record {
+            kv: KeyValue { key: "k".into(), value: vec![1; size].into(), ..KeyValue::default() },
+            tombstone: false,
+        };
+        let (mut before, mut later): (Vec<Change>, Vec<Change>) = (Vec::new(), Vec::new());
+        let mut packer = block::Packer::default();
+        packer.add(at(3), &record(10), |key, value| before.push((key.to_vec(), Some(value))));
+        packer.finish(|key, value| before.push((key.to_vec(), Some(value))));
+        // By itself in one part, and in several: neither is asked for.
+        for (revision, size) in [(5, 1500), (6, 9000), (8, 1500)] {
+            record(size).encode(at(revision), |key, value| later.push((key.to_vec(), Some(value))));
+        }
+        let tree = Overtaken(MemoryBackend::default(), parking_lot::Mutex::new(later));
+        tree.write(before).unwrap();
+        let mut found = Vec::new();
+        scan_tree(&tree, at(7), at(9), &mut |revision, _| {
+            found.push(revision);
+            true
+        })
+        .unwrap();
+        assert_eq!(found, [at(8)]);
     }
 }
