@@ -111,13 +111,14 @@ pub fn scan_tree(
             from = record::chunk_key(revision, chunk);
         }
     })?;
+    // What lies before the first is its block's, or was written behind that since it was looked up.
+    let mut visit = |revision, record| revision < first || visit(revision, record);
     backend.scan(&from, &to, &mut |key, value| {
         let Some((revision, chunk)) = record::parse_chunk_key(key) else { return true };
         if block::is_block(value) && chunk == 0 {
             partial = None;
             for entry in block::entries(value) {
                 match entry.and_then(|entry| Some((entry.revision, entry.decode()?))) {
-                    Some((at, _)) if at < first => {}
                     Some((at, _)) if at >= end => return false,
                     Some((at, record)) => {
                         if !visit(at, record) {
@@ -150,10 +151,6 @@ pub fn scan_tree(
         };
         if u32::from(chunk) + 1 < u32::from(count) {
             partial = Some((revision, count, bytes));
-            return true;
-        }
-        // Written since the block was looked up, behind it and before what is asked for.
-        if revision < first {
             return true;
         }
         match Record::decode(bytes.into()) {

@@ -1,10 +1,9 @@
 //! One member: a single loop over a closed set of events, between consensus, the log and the state machine.
 //!
 //! The loop waits for nothing but the next event: the log, snapshots and peers have threads and tasks of their own and
-//! answer with events. (Only a sole voter, whom nobody else waits for, and a follower with a quick disk wait for their log: see
-//! `write`.) Order within a
-//! turn: send what consensus may send before its entries are durable (a leader replicates while it writes), queue the
-//! write, apply what is committed, answer.
+//! answer with events. (Only a sole voter, whom nobody else waits for, and a follower with a quick disk wait for their
+//! log: see `write`.) Order within a turn: send what consensus may send before its entries are durable (a leader
+//! replicates while it writes), queue the write, apply what is committed, answer.
 //!
 //! [`Node`] does no I/O by itself and asks no clock but `env`'s: the task in [`run`] is all that a simulation replaces.
 
