@@ -127,6 +127,15 @@ impl Member {
         }
     }
 
+    /// Whether its process has come so far that it handles SIGTERM; before, the signal ends it like any program.
+    pub fn drains(&self) -> bool {
+        let Some(child) = &self.child else { return false };
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+        caught & 1 << (Signal::SIGTERM as u32 - 1) != 0
+    }
+
     pub fn pause(&mut self) {
         self.signal(Signal::SIGSTOP);
         self.paused = self.child.is_some();
